@@ -1,0 +1,34 @@
+"""Time grids: the times a solver stops at, from 0 (noise) to 1 (data)."""
+
+from __future__ import annotations
+
+from secondlook.errors import ConfigError
+
+
+def grid(steps: int, shift: float = 1.0) -> tuple[float, ...]:
+    """``steps + 1`` times. ``shift`` > 1 spends more of them near noise: t = u / (u + shift (1 - u)) for uniform u.
+
+    This is the resolution-dependent shift of SD3 (2403.03206, eq. 23) on an axis where 1 is data. Large flat objects
+    in pixel space are decided early, so the Scenes model samples with shift 3.
+    """
+    if steps < 1:
+        raise ConfigError(f"A grid needs at least one step; got {steps}.")
+    if shift <= 0:
+        raise ConfigError(f"A grid's shift must be positive; got {shift}.")
+    times = [i / steps for i in range(steps + 1)]
+    return tuple(u / (u + shift * (1 - u)) for u in times)
+
+
+def after(times: tuple[float, ...], t: float, stop: float = 1.0) -> float:
+    """The next time of the grid after ``t``, or ``stop`` where that comes first."""
+    later = (g for g in times if g > t + 1e-7)
+    return min(next(later, 1.0), stop)
+
+
+def steps_between(times: tuple[float, ...], t: float, stop: float) -> int:
+    """How many solver steps lead from ``t`` to ``stop``."""
+    count = 0
+    while t < stop - 1e-7:
+        t = after(times, t, stop)
+        count += 1
+    return count

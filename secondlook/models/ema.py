@@ -1,0 +1,22 @@
+"""Exponential moving average of weights."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+
+class EMA:
+    """A shadow of a module: decay min(cap, (step + 1) / (step + 10)), so that early steps are forgotten soon."""
+
+    def __init__(self, module: nn.Module, cap: float = 0.9995):
+        self.cap = cap
+        self.module = copy.deepcopy(module).requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        decay = min(self.cap, (step + 1) / (step + 10))
+        shadow, live = list(self.module.parameters()), list(module.parameters())
+        torch._foreach_lerp_(shadow, [p.detach() for p in live], 1 - decay)
