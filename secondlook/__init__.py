@@ -1,0 +1,17 @@
+"""secondlook: spend compute at inference time to get better pictures out of diffusion and flow transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["Result", "__version__", "draw", "open_run", "resume"]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded on first use: `import secondlook` stays as quick as its caller needs it.
+    if name in ("draw", "resume", "open_run", "Result"):
+        from secondlook import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'secondlook' has no attribute {name!r}")

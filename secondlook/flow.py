@@ -16,8 +16,11 @@ from secondlook.types import Estimate
 class Network(Protocol):
     """(x [B, *S], t [B], condition) -> prediction [B, *S]. ``predicts`` names what; ``shape`` is S."""
 
-    predicts: Kind
-    shape: tuple[int, ...]
+    @property
+    def predicts(self) -> Kind: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
 
     def __call__(self, x: Tensor, t: Tensor, cond: Any) -> Tensor: ...
 
@@ -25,7 +28,8 @@ class Network(Protocol):
 class Guide(Protocol):
     """How a network is asked: ``passes`` network rows for each row of x."""
 
-    passes: int
+    @property
+    def passes(self) -> int: ...
 
     def __call__(self, network: Network, x: Tensor, t: Tensor, cond: Any) -> Tensor: ...
 

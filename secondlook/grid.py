@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from secondlook.errors import ConfigError
+
+EPS = 1e-6  # two times nearer than this are one: rows carry float32 times, whose rounding near 1 is 6e-8
 
 
 def grid(steps: int, shift: float = 1.0) -> tuple[float, ...]:
@@ -13,22 +17,22 @@ def grid(steps: int, shift: float = 1.0) -> tuple[float, ...]:
     """
     if steps < 1:
         raise ConfigError(f"A grid needs at least one step; got {steps}.")
-    if shift <= 0:
-        raise ConfigError(f"A grid's shift must be positive; got {shift}.")
+    if not 0 < shift < math.inf:
+        raise ConfigError(f"A grid's shift must be positive and finite; got {shift}.")
     times = [i / steps for i in range(steps + 1)]
     return tuple(u / (u + shift * (1 - u)) for u in times)
 
 
 def after(times: tuple[float, ...], t: float, stop: float = 1.0) -> float:
     """The next time of the grid after ``t``, or ``stop`` where that comes first."""
-    later = (g for g in times if g > t + 1e-7)
+    later = (g for g in times if g > t + EPS)
     return min(next(later, 1.0), stop)
 
 
 def steps_between(times: tuple[float, ...], t: float, stop: float) -> int:
     """How many solver steps lead from ``t`` to ``stop``."""
     count = 0
-    while t < stop - 1e-7:
+    while t < stop - EPS:
         t = after(times, t, stop)
         count += 1
     return count

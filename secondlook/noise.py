@@ -33,7 +33,7 @@ class Key:
         """The key named by this one and ``names`` in order; ints and strings are told apart."""
         key = self
         for name in names:
-            tag = b"i" if isinstance(name, int) else b"s"
+            tag = b"i" if isinstance(name, (int, np.integer)) else b"s"
             key = Key._hash(key.value.to_bytes(16, "big"), tag + str(name).encode())
         return key
 
@@ -56,19 +56,23 @@ NoiseSource = Callable[[Sequence[Key], Sequence[int]], Tensor]
 def integers(key: Key, count: int) -> np.ndarray:
     """``count`` uint64 of the key's stream, from its beginning."""
     words = np.array([key.value & (2**64 - 1), key.value >> 64], dtype=np.uint64)
-    return np.random.Philox(key=words).random_raw(count)
+    raw: np.ndarray = np.random.Philox(key=words).random_raw(count)
+    return raw
 
 
 def uniform(key: Key, count: int) -> np.ndarray:
     """``count`` float64 strictly inside (0, 1): 53 random bits and a half."""
-    return ((integers(key, count) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    u: np.ndarray = ((integers(key, count) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    return u.clip(max=1.0 - 2.0**-53)  # 53 ones and a half round to 1
 
 
 def normal(keys: Sequence[Key], shape: Sequence[int]) -> Tensor:
     """Standard normals, float32 [len(keys), *shape], on the CPU. Row i depends on ``keys[i]`` and ``shape`` only."""
     count = math.prod(shape)
-    rows = [inverse_normal_cdf(uniform(key, count)).astype(np.float32) for key in keys]
-    return torch.from_numpy(np.stack(rows)).reshape(len(keys), *shape)
+    rows = np.empty((len(keys), count), dtype=np.float32)
+    for row, key in zip(rows, keys, strict=True):
+        row[:] = inverse_normal_cdf(uniform(key, count))
+    return torch.from_numpy(rows).reshape(len(keys), *shape)
 
 
 _LN2 = 0.693147180559945309417232121458176568
@@ -85,7 +89,8 @@ def _log(x: np.ndarray) -> np.ndarray:
     series = np.zeros_like(z)
     for k in range(23, 0, -2):  # |z| < 0.1716: the first term left out is under 1e-19
         series = series * z2 + 1.0 / k
-    return e * _LN2 + 2.0 * z * series
+    out: np.ndarray = e * _LN2 + 2.0 * z * series
+    return out
 
 
 # Coefficients of AS 241 (PPND16), relative accuracy about 1e-16.
@@ -109,13 +114,14 @@ def _ratio(x: np.ndarray, top: Sequence[float], bottom: Sequence[float]) -> np.n
     for a, b in zip(reversed(top[:-1]), reversed(bottom[:-1]), strict=True):
         num = num * x + a
         den = den * x + b
-    return num / den
+    ratio: np.ndarray = num / den
+    return ratio
 
 
 def inverse_normal_cdf(p: np.ndarray) -> np.ndarray:
     """The standard normal's quantile at p in (0, 1), float64, the same bits on every IEEE machine."""
     q = p - 0.5
-    out = q * _ratio(0.180625 - q * q, _A, _B)
+    out: np.ndarray = q * _ratio(0.180625 - q * q, _A, _B)
     tail = np.abs(q) > 0.425
     qt = q[tail]
     r = np.sqrt(-_log(np.where(qt < 0, p[tail], 1.0 - p[tail])))

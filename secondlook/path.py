@@ -37,7 +37,8 @@ class Coefs:
 class Path(Protocol):
     """An interpolant, known by its coefficients."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def coefs(self, t: Tensor) -> Coefs: ...
 

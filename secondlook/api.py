@@ -1,0 +1,204 @@
+"""The library's front door: draw prompts under a plan and a budget, resume, look at results."""
+
+from __future__ import annotations
+
+import shlex
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+import secondlook
+from secondlook import settings as conf
+from secondlook.engine.driver import Driver, Progress, replay
+from secondlook.engine.ledger import Budget
+from secondlook.engine.record import Record
+from secondlook.engine.rig import Rig, build_flow
+from secondlook.engine.store import Store, refuse_full, sha256
+from secondlook.errors import ConfigError
+from secondlook.grid import grid
+from secondlook.models.checkpoint import load, locate
+from secondlook.noise import Key
+from secondlook.path import Linear
+from secondlook.settings import Settings
+from secondlook.types import Condition, Cost, Task
+from secondlook.verify.builtin import judge
+from secondlook.worlds.scenes.world import Checker, Scenes
+
+
+@dataclass(frozen=True)
+class Result:
+    """One prompt's outcome. ``picture`` and ``plain`` (the unsearched one) are uint8 [H, W, 3]; ``verdicts`` and
+    ``plain_verdicts`` hold the judge's and the checker's numbers; ``spent`` is what the search cost."""
+
+    prompt: str
+    picture: np.ndarray
+    score: float
+    verdicts: dict[str, float]
+    plain: np.ndarray
+    plain_score: float
+    plain_verdicts: dict[str, float]
+    spent: Cost
+    outcome: int
+
+    def save(self, path: str | Path) -> None:
+        """Write the picture as a PNG."""
+        Image.fromarray(self.picture).save(path)
+
+
+def build_rig(s: Settings, scoring: bool = True) -> Rig:
+    """The rig that settings describe; reads weights, so damaged files show here. Without ``scoring`` it has neither
+    verifier nor judges."""
+    torch.set_num_threads(s.threads or torch.get_num_threads())
+    network = load(locate(s.model))
+    world = Scenes()
+    with torch.inference_mode():
+        null = network.encode([None])
+    flow = build_flow(network, Linear(), s.guidance, null, bool(s.bf16))  # type: ignore[arg-type]
+    return Rig(
+        flow,
+        conf.make_named("solver", s.solver),
+        grid(s.steps, s.shift),
+        lambda c: network.encode([None if c is None else c.prompt]),
+        world.decode,
+        conf.make_named("verifier", s.verifier) if scoring else None,
+        {"judge": judge(), "checker": Checker()} if scoring else {},
+        rows=s.rows or 16,
+    )
+
+
+def tasks_of(s: Settings) -> list[Task]:
+    """A task for each prompt; its noise is keyed by the seed and the prompt's place in the list."""
+    world, times = Scenes(), grid(s.steps, s.shift)
+    root = Key.root(s.seed)
+    return [Task(i, world.condition(p), root.child("task", i), times) for i, p in enumerate(s.prompts)]
+
+
+def budget_of(s: Settings, rig: Rig) -> Budget:
+    """The run's budget; an endless plan with none may spend DEFAULT_SAMPLES plain samples."""
+    sample = rig.price(0.0, 1.0, "score")
+    budget = Budget(**s.budget)  # type: ignore[arg-type]
+    budget.refuse_less_than(sample)
+    ends = conf.parse_call(s.plan).name == "random"
+    if budget.endless and not ends:
+        return Budget(nfe=conf.DEFAULT_SAMPLES * sample.nfe)
+    return budget
+
+
+def draw(
+    prompts: str | Sequence[str],
+    plan: str = "random(n=20)",
+    out: str | Path | None = None,
+    *,
+    nfe: int | None = None,
+    evals: int | None = None,
+    verdicts: int | None = None,
+    seconds: float | None = None,
+    progress: Progress | None = None,
+    command: str | None = None,
+    **options: Any,
+) -> list[Result]:
+    """Search for the best picture of each prompt and return one Result a prompt, in order.
+
+    Budgets hold for each prompt. ``out`` names the run's folder (new or empty; a temporary one by default).
+    ``options``: verifier, model, steps, solver, guidance, shift, seed, rows, bf16, threads (see settings.Settings).
+    Raises ConfigError for anything not understood, before a folder is made.
+    """
+    limits = {"nfe": nfe, "evals": evals, "verdicts": verdicts, "seconds": seconds}
+    unknown = set(options) - set(Settings.__dataclass_fields__)
+    if unknown:
+        raise ConfigError(f"draw has no option {sorted(unknown)[0]!r}; known: {', '.join(Settings.__dataclass_fields__)}.")
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    s = Settings(texts, plan, budget=limits, **options).fill()
+    tasks_of(s)
+    make = conf.make_plan(s.plan)
+    next(make(Task(0, Condition(), Key(0))), None)  # a plan checks its own options when it starts
+    if out is not None:
+        refuse_full(Path(out))
+    rig = build_rig(s)
+    s.budget = {k: getattr(budget_of(s, rig), k) for k in limits}
+    folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="secondlook-"))
+    config = {
+        **s.as_dict(),
+        "version": secondlook.__version__,
+        "commit": conf.commit(),
+        "versions": conf.versions(),
+        "command": command or _repeat(s, folder),
+    }
+    store = Store.create(folder, config)
+    return _carry(store, s, rig, progress)
+
+
+def resume(out: str | Path, progress: Progress | None = None) -> list[Result]:
+    """Finish an interrupted run; a finished one just gives its results."""
+    store = Store.open(Path(out))
+    s = Settings.of(store.config)
+    if Record.read(store).done:
+        return results(store)
+    return _carry(store, s, build_rig(s), progress)
+
+
+def _carry(store: Store, s: Settings, rig: Rig, progress: Progress | None) -> list[Result]:
+    with store.writing():
+        Driver(tasks_of(s), conf.make_plan(s.plan), rig, Budget(**s.budget), store).run(progress)  # type: ignore[arg-type]
+    return results(store)
+
+
+def results(store: Store) -> list[Result]:
+    """What a run's log says, one Result for each prompt that has a picture."""
+    record, out = Record.read(store), []
+    for i, prompt in enumerate(store.config["prompts"]):
+        winner, plain = record.winner(i), record.baseline(i)
+        if winner is None or plain is None:
+            continue
+        base, name = plain
+        pictures = store.picture(winner.id), store.picture(name)
+        out.append(Result(prompt, pictures[0], winner.score, winner.parts, pictures[1], base.score, base.parts,
+                          record.spent(i), winner.id))  # fmt: skip
+    return out
+
+
+def open_run(out: str | Path) -> list[Result]:
+    """The results of a run on disk, finished or not."""
+    return results(Store.open(Path(out)))
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """``same``: the picture drawn again has the recorded one's pixels, all of them."""
+
+    outcome: int
+    same: bool
+    picture: np.ndarray = field(repr=False)
+
+
+def replay_outcome(out: str | Path, outcome: int) -> Replayed:
+    """Draw one outcome again from its recorded derivation alone."""
+    store = Store.open(Path(out))
+    record = Record.read(store)
+    if outcome not in record.outcomes:
+        have = sorted(record.outcomes)
+        known = f"it holds {have[0]} to {have[-1]}" if have else "it holds none yet"
+        raise ConfigError(f'The run "{out}" has no outcome {outcome}; {known}.')
+    if record.digests[outcome] is None:
+        raise ConfigError(f"Outcome {outcome} is a half-made state that nobody looked at; it has no picture to compare.")
+    s = Settings.of(store.config)
+    picture = replay(build_rig(s, scoring=False), outcome, lambda i: record.outcomes[i].proposal)
+    return Replayed(outcome, sha256(picture) == record.digests[outcome], picture)
+
+
+def _repeat(s: Settings, folder: Path) -> str:
+    """The command line that repeats a run made from Python."""
+    words = ["secondlook", "draw", *(s.prompts if len(s.prompts) == 1 else ["--prompts", "FILE"]), "--plan", s.plan]
+    for name, value in s.budget.items():
+        if value is not None:
+            words += [f"--{name}", str(value)]
+    for name in ("verifier", "model", "steps", "solver", "guidance", "shift", "seed", "rows", "threads"):
+        words += [f"--{name}", str(getattr(s, name))]
+    words += ["--bf16" if s.bf16 else "--no-bf16", "--out", str(folder) + "-again"]
+    return shlex.join(words)

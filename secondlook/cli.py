@@ -1,0 +1,147 @@
+"""The command line. Exit 0: done; 1: something failed while working; 2: something typed was not understood."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from secondlook import __version__
+from secondlook.errors import ConfigError, SecondlookError, nearest
+
+COMMANDS = ("draw", "resume", "replay", "report", "sample", "train", "export", "prompts", "list", "bench")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with errors as one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message[:1].upper()}{message[1:]}. See `{self.prog} --help`.")
+
+
+def _number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"wants a whole number, got {text!r}") from None
+
+
+def _real(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"wants a number, got {text!r}") from None
+    if value != value or value in (float("inf"), float("-inf")):
+        raise argparse.ArgumentTypeError(f"wants a finite number, got {text!r}")
+    return value
+
+
+def parser() -> Parser:
+    """All commands and their options. Building it imports nothing heavy."""
+    top = Parser(prog="secondlook", description="Spend compute at inference time to get better pictures.")
+    top.add_argument("--version", action="version", version=f"secondlook {__version__}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+
+    draw = commands.add_parser("draw", help="search for the best picture of a prompt, or of a file of them")
+    draw.add_argument("prompt", nargs="?", help="what to draw, in quotes")
+    draw.add_argument("--prompts", metavar="FILE", help="one prompt a line, or GenEval metadata (JSON lines)")
+    draw.add_argument("--plan", default="random(n=20)", help="default: %(default)s; see `secondlook list plans`")
+    draw.add_argument("--out", required=True, metavar="DIR", help="the run's folder, new or empty")
+    budget = draw.add_argument_group("budget for each prompt (an endless plan without one may spend 20 samples' worth)")
+    budget.add_argument("--nfe", type=_number, help="solver evaluations")
+    budget.add_argument("--evals", type=_number, help="network passes (guidance takes two for each evaluation)")
+    budget.add_argument("--verdicts", type=_number, help="pictures shown to the verifier")
+    budget.add_argument("--seconds", type=_real, help="seconds of work")
+    _sampling(draw)
+    draw.add_argument("--verifier", default="learned", help="what guides: learned, oracle, or package.module:attribute")
+    draw.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+    sample = commands.add_parser("sample", help="plain samples of one prompt on a contact sheet, without search")
+    sample.add_argument("prompt")
+    sample.add_argument("--count", type=_number, default=16)
+    sample.add_argument("--out", required=True, metavar="FILE.png")
+    _sampling(sample)
+
+    for name, about in (("resume", "finish an interrupted run"), ("report", "write a run's report.html")):
+        commands.add_parser(name, help=about).add_argument("dir", metavar="DIR")
+    replay = commands.add_parser("replay", help="draw one outcome again and compare it, bit for bit")
+    replay.add_argument("dir", metavar="DIR")
+    replay.add_argument("outcome", type=_number)
+    replay.add_argument("--out", metavar="FILE.png", help="also write the picture")
+
+    export = commands.add_parser("export", help="write each prompt's winner for another program")
+    export.add_argument("dir", metavar="DIR")
+    export.add_argument("--format", default="geneval", help="geneval (the only one yet)")
+    export.add_argument("--out", required=True, metavar="DIR2")
+
+    prompts = commands.add_parser("prompts", help="print a prompt set as GenEval metadata")
+    prompts.add_argument("set", help="scenes-dev, scenes-test, scenes-hard-dev or scenes-hard-test")
+    listing = commands.add_parser("list", help="plans, verifiers, worlds, models or solvers")
+    listing.add_argument("what")
+    _training(commands.add_parser("train", help="train a world's base model"))
+    return top
+
+
+def _sampling(p: argparse.ArgumentParser) -> None:
+    from secondlook.registry import DEFAULTS
+
+    group = p.add_argument_group("sampling")
+    group.add_argument("--model", default="scenes", help="a shipped model's name or a weights file (default: scenes)")
+    group.add_argument("--steps", type=_number, default=DEFAULTS["steps"], help="default: %(default)s")
+    group.add_argument("--solver", default="euler", help="default: euler; see `secondlook list solvers`")
+    group.add_argument("--guidance", type=_real, default=DEFAULTS["guidance"], help="1 is none; default: %(default)s")
+    group.add_argument("--shift", type=_real, default=DEFAULTS["shift"], help="time shift; default: %(default)s")
+    group.add_argument("--seed", type=_number, default=0)
+    group.add_argument("--rows", type=_number, help="micro-batch (default: chosen by the number of prompts)")
+    group.add_argument("--threads", type=_number, help="CPU threads (default: all)")
+    group.add_argument("--bf16", action=argparse.BooleanOptionalAction, help="default: where the CPU has it")
+
+
+def _training(p: argparse.ArgumentParser) -> None:
+    p.add_argument("world", help="scenes, or scenes-verifier and scenes-judge")
+    p.add_argument("--out", required=True, metavar="DIR", help="holds the state; name it again to go on")
+    p.add_argument("--steps", type=_number, default=1800)
+    p.add_argument("--hold", type=_real, default=0.56, help="share of the run before the rate falls (default: %(default)s)")
+    p.add_argument("--batch", type=_number, default=128)
+    p.add_argument("--seed", type=_number, default=0)
+    p.add_argument("--predicts", default="data", help="data, velocity or noise")
+    p.add_argument("--samples", metavar="FILE.npz", help="labelled base samples, for the verifier and the judge")
+    p.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
+    p.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False, help="needs a C++ compiler")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if words and not words[0].startswith("-") and words[0] not in COMMANDS:
+            raise ConfigError(f'There is no command "{words[0]}"; {nearest(words[0], COMMANDS)}')
+        args = parser().parse_args(words)
+        if args.command is None:
+            parser().print_help()
+            return 0
+        from secondlook import commands
+
+        code: int = getattr(commands, args.command)(args, words)
+        sys.stdout.flush()
+        return code
+    except SecondlookError as error:
+        print(f"secondlook: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("\nsecondlook: stopped.", file=sys.stderr)
+        return 130
+    except OSError as error:
+        full = " The disk is full: free some space." if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        print(f"secondlook: {error}.{full} What was reported done is kept.", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

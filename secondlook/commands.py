@@ -1,0 +1,257 @@
+"""What each command of the command line does. Results go to stdout, progress and errors to stderr."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from secondlook import api, registry
+from secondlook.engine.driver import Driver
+from secondlook.engine.record import Record
+from secondlook.engine.store import Store, refuse_full
+from secondlook.errors import ConfigError, SecondlookError, nearest
+from secondlook.worlds.scenes.grammar import from_metadata, parse
+from secondlook.worlds.scenes.prompts import SETS, prompt_set
+
+Args = argparse.Namespace
+_SAMPLING = ("model", "steps", "solver", "guidance", "shift", "seed", "rows", "bf16", "threads")
+
+
+def draw(args: Args, words: Sequence[str]) -> int:
+    if (args.prompt is None) == (args.prompts is None):
+        raise ConfigError('Give either one prompt in quotes or --prompts FILE, e.g. secondlook draw "a red circle" --out DIR.')
+    prompts = [args.prompt] if args.prompts is None else read_prompts(Path(args.prompts))
+    out = Path(args.out)
+    limits = {k: getattr(args, k) for k in ("nfe", "evals", "verdicts", "seconds")}
+    options = {k: getattr(args, k) for k in (*_SAMPLING, "verifier")}
+    progress = None if args.quiet else Progress(len(prompts))
+    with interruptible(out):
+        found = api.draw(prompts, args.plan, out, **limits, progress=progress, command=_again(words), **options)
+    return _finish(out, found, progress)
+
+
+def resume(args: Args, words: Sequence[str]) -> int:
+    out = Path(args.dir)
+    store = Store.open(out)
+    if Record.read(store).done:
+        print(f'The run "{out}" is finished; there is nothing to resume.')
+        return 0
+    progress = Progress(len(store.config["prompts"]))
+    with interruptible(out):
+        found = api.resume(out, progress)
+    return _finish(out, found, progress)
+
+
+def _finish(out: Path, found: list[api.Result], progress: Progress | None) -> int:
+    from secondlook.report.html import write_report
+
+    if progress:
+        progress.close()
+    print(table(found))
+    print(f"report: {write_report(out)}")
+    return 0
+
+
+class interruptible:  # noqa: N801 (reads as a statement)
+    """Ctrl-C inside leaves a resumable run and says how to go on."""
+
+    def __init__(self, out: Path):
+        self.out = out
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is KeyboardInterrupt and (self.out / "run.sqlite").exists():
+            print(f"\nStopped; nothing reported done is lost. Go on with: secondlook resume {shlex.quote(str(self.out))}",
+                  file=sys.stderr)  # fmt: skip
+
+
+def _again(words: Sequence[str]) -> str:
+    return shlex.join(["secondlook", *words])
+
+
+class Progress:
+    """A line on stderr: outcomes and prompts done, seconds; rewritten in place on a terminal, every 5 s elsewhere."""
+
+    def __init__(self, prompts: int):
+        self.prompts, self.begin, self.last = prompts, time.monotonic(), 0.0
+        self.live = sys.stderr.isatty()
+        self.text = ""
+
+    def __call__(self, driver: Driver) -> None:
+        now = time.monotonic()
+        if now - self.last < (0.2 if self.live else 5.0):
+            return
+        self.last = now
+        self.show(driver)
+
+    def show(self, driver: Driver) -> None:
+        ended = sum(t.ended for t in driver.threads)
+        drawn = sum(len(t.outcomes) for t in driver.threads)
+        scores = [max((o.score for o in t.outcomes.values() if o.finished and not math.isnan(o.score)), default=math.nan)
+                  for t in driver.threads]  # fmt: skip
+        known = [s for s in scores if not math.isnan(s)]
+        mean = f", mean best score {np.mean(known):.3f}" if known else ""
+        waiting = len(driver.queue) + len(driver.active)
+        self.text = (f"{time.monotonic() - self.begin:5.0f} s  prompts {ended}/{self.prompts}, drawn {drawn}, "
+                     f"under way {waiting}{mean}")  # fmt: skip
+        print(("\r\x1b[K" if self.live else "") + self.text, end="" if self.live else "\n", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self.live and self.text:
+            print(file=sys.stderr)
+
+
+def table(found: Sequence[api.Result]) -> str:
+    """Prompt, base and searched verdicts, evaluations, seconds: one line a prompt and the means."""
+    if not found:
+        return "No prompt has a finished picture."
+    width = min(48, max(len(r.prompt) for r in found))
+    head = f"{'prompt':<{width}}  {'base':>6}  {'best':>6}  {'judge':>13}  {'checker':>15}  {'evals':>6}  {'seconds':>7}"
+    lines = [head, "-" * len(head)]
+    for r in found:
+        text = r.prompt if len(r.prompt) <= width else r.prompt[: width - 1] + "…"
+        judge = f"{r.plain_verdicts.get('judge', math.nan):.3f} → {r.verdicts.get('judge', math.nan):.3f}"
+        check = f"{_mark(r.plain_verdicts)} → {_mark(r.verdicts)}"
+        lines.append(f"{text:<{width}}  {r.plain_score:6.3f}  {r.score:6.3f}  {judge:>13}  {check:>15}  "
+                     f"{r.spent.evals:6d}  {r.spent.seconds:7.1f}")  # fmt: skip
+    if len(found) > 1:
+        base, best = (np.nanmean([getattr(r, k) for r in found]) for k in ("plain_score", "score"))
+        right = [sum(v.get("checker", 0) == 1 for v in vs) for vs in
+                 ([r.plain_verdicts for r in found], [r.verdicts for r in found])]  # fmt: skip
+        judges = [np.nanmean([v.get("judge", math.nan) for v in vs]) for vs in
+                  ([r.plain_verdicts for r in found], [r.verdicts for r in found])]  # fmt: skip
+        judge, check = f"{judges[0]:.3f} → {judges[1]:.3f}", f"{right[0]} → {right[1]} of {len(found)}"
+        lines += ["-" * len(head), f"{'mean':<{width}}  {base:6.3f}  {best:6.3f}  {judge:>13}  {check:>15}  "
+                  f"{sum(r.spent.evals for r in found):6d}  {sum(r.spent.seconds for r in found):7.1f}"]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _mark(verdicts: dict[str, float]) -> str:
+    return {1.0: "right", 0.0: "wrong"}.get(verdicts.get("checker", math.nan), "?")
+
+
+def replay(args: Args, words: Sequence[str]) -> int:
+    done = api.replay_outcome(args.dir, args.outcome)
+    if args.out:
+        Image.fromarray(done.picture).save(args.out)
+    if done.same:
+        print(f"Outcome {done.outcome}: drawn again from its derivation; the same picture, bit for bit.")
+        return 0
+    print(f"Outcome {done.outcome}: NOT the same picture. The run was made with other weights, another library or "
+          "another machine, or its log was changed; compare its configuration in report.html.", file=sys.stderr)  # fmt: skip
+    return 1
+
+
+def report(args: Args, words: Sequence[str]) -> int:
+    from secondlook.report.html import write_report
+
+    print(write_report(Path(args.dir)))
+    return 0
+
+
+def sample(args: Args, words: Sequence[str]) -> int:
+    from secondlook.sampling import contact_sheet, plain_samples
+    from secondlook.settings import Settings
+
+    if args.count < 1:
+        raise ConfigError(f"--count must be at least 1; got {args.count}.")
+    out = Path(args.out)
+    if out.suffix.lower() != ".png" or not out.resolve().parent.is_dir():
+        raise ConfigError(f'--out wants a .png file in an existing folder; got "{out}".')
+    s = Settings([args.prompt], **{k: getattr(args, k) for k in _SAMPLING}).fill()
+    contact_sheet(plain_samples(s, args.count), args.prompt).save(out)
+    print(out)
+    return 0
+
+
+def export(args: Args, words: Sequence[str]) -> int:
+    if args.format != "geneval":
+        raise ConfigError(f'There is no export format "{args.format}"; known: geneval.')
+    out, store = Path(args.out), Store.open(Path(args.dir))
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f'"{out}" is not an empty folder. Choose another --out; nothing was written.')
+    record, prompts = Record.read(store), store.config["prompts"]
+    winners = [record.winner(i) for i in range(len(prompts))]
+    if any(w is None for w in winners):
+        raise SecondlookError(f"Some prompts have no picture yet; finish the run first: secondlook resume {args.dir}")
+    for i, (prompt, winner) in enumerate(zip(prompts, winners, strict=True)):
+        folder = out / f"{i:05d}"
+        (folder / "samples").mkdir(parents=True)
+        (folder / "metadata.jsonl").write_text(json.dumps(parse(prompt).metadata()) + "\n")
+        assert winner is not None
+        shutil.copyfile(store.picture_path(winner.id), folder / "samples" / "0000.png")
+    print(f"{len(prompts)} prompts written to {out}")
+    return 0
+
+
+def prompts(args: Args, words: Sequence[str]) -> int:
+    if args.set not in SETS:
+        raise ConfigError(f'There is no prompt set "{args.set}"; {nearest(args.set, SETS)}')
+    for prompt in prompt_set(args.set):
+        print(json.dumps(prompt.metadata()))
+    return 0
+
+
+def list(args: Args, words: Sequence[str]) -> int:  # noqa: A001 (the command's name)
+    tables = {"plans": registry.PLANS, "verifiers": registry.VERIFIERS, "worlds": registry.WORLDS,
+              "models": registry.MODELS, "solvers": registry.SOLVERS}  # fmt: skip
+    if args.what not in tables:
+        raise ConfigError(f'There is nothing called "{args.what}" to list; {nearest(args.what, tables)}')
+    about = registry.ABOUT_MODELS if args.what == "models" else registry.ABOUT
+    for name in tables[args.what]:
+        print(f"{name:<12}{about[name]}")
+    return 0
+
+
+def train(args: Args, words: Sequence[str]) -> int:
+    from secondlook.train.command import run
+
+    return run(args)
+
+
+def read_prompts(path: Path) -> list[str]:  # type: ignore[valid-type]
+    """The prompts of a file: one a line, or GenEval JSON lines; ConfigError with the line's number."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise ConfigError(f'There is no prompts file "{path}".') from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f'The prompts file "{path}" cannot be read as text: {error}.') from None
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            found.append(_prompt_of(line))
+        except ConfigError as error:
+            raise ConfigError(f"{path}, line {number}: {error}") from None
+    if not found:
+        raise ConfigError(f'The prompts file "{path}" holds no prompt.')
+    return found
+
+
+def _prompt_of(line: str) -> str:
+    if not line.lstrip().startswith("{"):
+        return parse(line.strip()).text
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise ConfigError(f"this is no JSON ({error}).") from None
+    if not isinstance(record.get("prompt"), str):
+        raise ConfigError('this record has no "prompt".')
+    return from_metadata(record).text
+
+
+__all__ = ["draw", "export", "prompts", "refuse_full", "replay", "report", "resume", "sample", "train"]

@@ -1,0 +1,205 @@
+"""The run store: a folder with an SQLite log, pictures and half-made states. The log is the run.
+
+Append-only: triggers refuse changes. A picture is on disk, whole, before the event that reports it is committed, so a
+process killed at any moment leaves a run that can be resumed and that reports nothing it does not have.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from secondlook.errors import ConfigError, DamagedError
+from secondlook.noise import Key
+from secondlook.types import Cost, State
+
+VERSION = 1
+LOG = "run.sqlite"
+_SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE events (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, task INTEGER, outcome INTEGER UNIQUE,
+    body TEXT NOT NULL, at REAL NOT NULL);
+CREATE TRIGGER keep_events BEFORE UPDATE ON events BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
+CREATE TRIGGER hold_events BEFORE DELETE ON events BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
+"""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of the log. ``outcome`` is set for kind "outcome" only; ``body`` holds the rest."""
+
+    seq: int
+    kind: str
+    task: int | None
+    outcome: int | None
+    body: dict[str, Any]
+    at: float
+
+
+def sha256(picture: np.ndarray) -> str:
+    """Digest of a picture's pixels, uint8 [H, W, 3]."""
+    return hashlib.sha256(str(picture.shape).encode() + np.ascontiguousarray(picture).tobytes()).hexdigest()
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """The whole content under its name, or nothing."""
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+class Store:
+    """A run's folder, open for writing (one process at a time) or reading."""
+
+    def __init__(self, folder: Path, connection: sqlite3.Connection):
+        self.folder = folder
+        self._db = connection
+
+    @staticmethod
+    def create(folder: Path, config: dict[str, Any]) -> Store:
+        """A new run in an empty or new folder."""
+        refuse_full(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("pictures", "states"):
+            (folder / name).mkdir(exist_ok=True)
+        part = folder / (LOG + ".new")
+        part.unlink(missing_ok=True)
+        db = _connect(part)
+        db.executescript(_SCHEMA)
+        values = {"version": VERSION, "config": config, "created": time.time()}
+        db.executemany("INSERT INTO meta VALUES (?, ?)", [(k, json.dumps(v)) for k, v in values.items()])
+        db.commit()
+        db.execute("PRAGMA journal_mode=DELETE")
+        db.close()
+        os.replace(part, folder / LOG)  # a folder with a log is a run; one without is none
+        return Store.open(folder)
+
+    @staticmethod
+    def open(folder: Path) -> Store:
+        """An existing run; ConfigError where there is none, DamagedError where it cannot be read."""
+        log = folder / LOG
+        if not log.is_file():
+            raise ConfigError(f'"{folder}" is no run: it holds no {LOG}. Name a folder that `secondlook draw --out` made.')
+        try:
+            db = _connect(log)
+            rows = dict(db.execute("SELECT key, value FROM meta"))
+            version = json.loads(rows["version"])
+            json.loads(rows["config"])
+        except (sqlite3.DatabaseError, KeyError, ValueError) as error:
+            raise DamagedError(f"The log {log} cannot be read ({error}). Restore it from a copy, or draw anew.") from None
+        if version != VERSION:
+            raise ConfigError(f"The run {folder} has format {version}; this release reads format {VERSION}.")
+        return Store(folder, db)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        value: dict[str, Any] = json.loads(self._db.execute("SELECT value FROM meta WHERE key='config'").fetchone()[0])
+        return value
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the run alone; a second writer is refused."""
+        with (self.folder / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ConfigError(f'Another process is writing the run "{self.folder}". Wait for it or stop it.') from None
+            yield
+
+    def append(self, events: Sequence[tuple[str, int | None, int | None, dict[str, Any]]]) -> None:
+        """Commit (kind, task, outcome, body) lines together."""
+        now = time.time()
+        with self._db:
+            self._db.executemany(
+                "INSERT INTO events (kind, task, outcome, body, at) VALUES (?, ?, ?, ?, ?)",
+                [(kind, task, outcome, json.dumps(body), now) for kind, task, outcome, body in events],
+            )
+
+    def events(self, kind: str | None = None) -> list[Event]:
+        """The log in order, or one kind of it."""
+        query = "SELECT seq, kind, task, outcome, body, at FROM events"
+        try:
+            rows = self._db.execute(*((query + " WHERE kind=? ORDER BY seq", (kind,)) if kind else (query + " ORDER BY seq",)))
+            return [Event(s, k, t, o, json.loads(b), at) for s, k, t, o, b, at in rows]
+        except (sqlite3.DatabaseError, ValueError) as error:
+            raise DamagedError(f"The log of {self.folder} cannot be read ({error}).") from None
+
+    def picture_path(self, name: int | str) -> Path:
+        return self.folder / "pictures" / (f"{name:06d}.png" if isinstance(name, int) else f"{name}.png")
+
+    def save_picture(self, name: int | str, picture: np.ndarray) -> None:
+        buffer = io.BytesIO()
+        Image.fromarray(picture).save(buffer, "png")
+        write_atomic(self.picture_path(name), buffer.getvalue())
+
+    def picture(self, name: int | str) -> np.ndarray:
+        """uint8 [H, W, 3]."""
+        path = self.picture_path(name)
+        try:
+            return np.asarray(Image.open(path).convert("RGB"))
+        except OSError as error:
+            raise DamagedError(f"The picture {path} cannot be read ({error}). `secondlook replay` can draw it again.") from None
+
+    def save_state(self, outcome: int, state: State) -> None:
+        """A one-row state that later moves may start from."""
+        arrays = {"x": state.x.numpy(), "t": state.t.numpy(), "step": state.step.numpy()}
+        if state.data is not None:
+            arrays["data"] = state.data.numpy()
+        buffer = io.BytesIO()
+        np.savez(buffer, key=np.frombuffer(state.keys[0].value.to_bytes(16, "big"), np.uint8), **arrays)  # type: ignore[arg-type]
+        write_atomic(self.folder / "states" / f"{outcome:06d}.npz", buffer.getvalue())
+
+    def state(self, outcome: int) -> State | None:
+        """The state saved for an outcome, or None."""
+        path = self.folder / "states" / f"{outcome:06d}.npz"
+        if not path.exists():
+            return None
+        try:
+            with np.load(path) as file:
+                a = {k: torch.from_numpy(file[k]) for k in file.files}
+        except (OSError, ValueError, KeyError) as error:
+            raise DamagedError(f"The state {path} cannot be read ({error}); delete it and it will be made again.") from None
+        key = Key(int.from_bytes(a.pop("key").numpy().tobytes(), "big"))
+        return State(a["x"], a["t"], (key,), a["step"], a.get("data"))
+
+    def close(self) -> None:
+        self._db.close()
+
+
+def refuse_full(folder: Path) -> None:
+    """ConfigError unless ``folder`` can hold a new run: it does not exist, or is an empty folder."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f'"{folder}" is a file; --out wants a folder.')
+    if folder.is_dir() and (folder / LOG).exists():
+        raise ConfigError(f'"{folder}" already holds a run. Choose another --out, or go on with `secondlook resume {folder}`.')
+    if folder.is_dir() and any(p.name != LOG + ".new" for p in folder.iterdir() if p.name not in ("pictures", "states")):
+        raise ConfigError(f'"{folder}" is not empty. Choose another --out; nothing was written.')
+
+
+def cost_body(cost: Cost) -> dict[str, Any]:
+    return asdict(cost)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, timeout=30.0)
+    db.execute("PRAGMA journal_mode=WAL")
+    db.execute("PRAGMA synchronous=FULL")
+    return db

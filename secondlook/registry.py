@@ -1,0 +1,60 @@
+"""Names and where they live. Literal tables, so that listing costs no import; `module:attr` reaches other packages."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from secondlook.errors import ConfigError, nearest
+
+PLANS = {
+    "random": "secondlook.plans.random:random",
+    "zero_order": "secondlook.plans.zero_order:zero_order",
+    "paths": "secondlook.plans.paths:paths",
+}
+SOLVERS = {
+    "euler": "secondlook.solve:Euler",
+    "heun": "secondlook.solve:Heun",
+    "sde": "secondlook.solve:EulerMaruyama",
+}
+VERIFIERS = {
+    "learned": "secondlook.verify.builtin:learned",
+    "judge": "secondlook.verify.builtin:judge",
+    "oracle": "secondlook.verify.builtin:oracle",
+}
+WORLDS = {
+    "scenes": "secondlook.worlds.scenes.world:Scenes",
+    "mixture": "secondlook.worlds.mixture:Mixture",
+}
+MODELS = {"scenes": "scenes-base.safetensors"}
+ABOUT = {
+    "random": "best of n fresh noises (2501.09732)",
+    "zero_order": "local search around a pivot noise (2501.09732)",
+    "paths": "search over paths: re-noise half-made pictures and keep the best (2501.09732)",
+    "euler": "first-order ODE, one evaluation a step",
+    "heun": "second-order ODE, two evaluations a step",
+    "sde": "Euler-Maruyama on SiT's SDE, one evaluation a step",
+    "learned": "the shipped verifier network: guides",
+    "judge": "the shipped second network: judges what others guided",
+    "oracle": "the world's exact checker; as a guide it gives an upper bound, and is labelled so",
+    "scenes": "text-to-image: coloured shapes, counts and relations, 64 x 64",
+    "mixture": "an exact Gaussian mixture, for tests",
+}
+ABOUT_MODELS = {"scenes": "the shipped text-to-image transformer of the Scenes world"}
+DEFAULTS: dict[str, Any] = {"steps": 20, "guidance": 2.5, "shift": 3.0}  # chosen on scenes-dev, see docs/results
+TABLES = {"plan": PLANS, "solver": SOLVERS, "verifier": VERIFIERS, "world": WORLDS}
+
+
+def resolve(kind: str, name: str) -> Any:
+    """The object behind a name of TABLES[kind], or behind `module:attr`."""
+    table = TABLES[kind]
+    target = table.get(name, name)
+    if ":" not in target:
+        raise ConfigError(f'There is no {kind} "{name}"; {nearest(name, table)}')
+    module, attr = target.split(":", 1)
+    try:
+        return getattr(importlib.import_module(module), attr)
+    except ImportError as error:
+        raise ConfigError(f'The {kind} "{name}" cannot be imported: {error}.') from None
+    except AttributeError:
+        raise ConfigError(f'The module "{module}" has no "{attr}" (asked for as {kind} "{name}").') from None

@@ -1,0 +1,236 @@
+"""The page around the prompts: header with the summary, overview, foot."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from secondlook.report.charts import mean_chart
+from secondlook.report.pictures import Album
+from secondlook.report.prompt import change, prompt_section
+from secondlook.report.text import count, esc, mark, part, plural, score, seconds
+from secondlook.report.view import Prompted, Run, both, mean
+
+MANY = 12  # prompts; above this the page begins with an overview and folds the details
+MOST_PICTURES = 6000  # thumbnails of candidates on one page
+_BUDGET = {"nfe": "NFE", "evals": "evaluations", "verdicts": "verdicts", "seconds": "s"}
+_WORDS = {
+    "score": "the guiding verifier's number, higher is better; – where it could not judge",
+    "judge": "a verifier the search never saw: where the score rises and the judge does not, the verifier was fooled",
+    "checker": "the world's exact check of the picture against the prompt; it did not guide unless labelled oracle",
+    "unsearched": "the picture of the prompt's first noise: what one gets without a search",
+    "network evaluations": "passes of the network; guidance makes two of each solver evaluation (NFE)",
+    "near": "a neighbour: the parent's starting noise turned a little",
+    "back to t": "the parent's half-made picture, re-noised to an earlier time (0 is noise, 1 a picture) and run on",
+}
+
+
+def page_body(run: Run, album: Album) -> str:
+    many = len(run.prompts) > MANY
+    shown = _pictured(run)
+    sections = [prompt_section(run, p, album, shown, folded=many) for p in run.prompts]
+    overview = _overview(run.prompts, album) if many else ""
+    return f"{_header(run)}<main>{_mean(run)}{overview}{''.join(sections)}</main>{_foot(run, album)}"
+
+
+def title(run: Run) -> str:
+    return f"{plural(len(run.prompts), 'prompt')} · {run.config.get('plan', 'search')}"
+
+
+def _pictured(run: Run) -> set[int]:
+    """The candidates shown with a picture: all, or in a very large run each prompt's winning line and first ones."""
+    share = max(1, MOST_PICTURES // max(1, len(run.prompts)))
+    shown: set[int] = set()
+    for p in run.prompts:
+        order = [o.id for o in p.outcomes if run.record.digests.get(o.id) is not None]
+        line = p.line
+        shown.update(sorted(order, key=lambda i: i not in line)[:share])
+    return shown
+
+
+# ---- header ----------------------------------------------------------------------------------------------------------
+
+
+def _header(run: Run) -> str:
+    c = run.config
+    facts = [
+        ("plan", c.get("plan")),
+        ("verifier", c.get("verifier")),
+        ("budget per prompt", _budget(c.get("budget") or {})),
+        ("model", c.get("model")),
+        ("solver", _solver(c)),
+        ("guidance", c.get("guidance")),
+        ("seed", c.get("seed")),
+        ("world", c.get("world")),
+    ]
+    rows = "".join(f"<div><dt>{k}</dt><dd>{esc(v)}</dd></div>" for k, v in facts if v not in (None, ""))
+    oracle = (
+        '<p class="label oracle"><b>oracle: upper bound</b> The exact checker guided this search, so its result is what '
+        "a perfect verifier would reach.</p>"
+        if run.oracle
+        else ""
+    )
+    return (
+        f'<header><p class="brand">secondlook</p><h1>{plural(len(run.prompts), "prompt")}, searched</h1>'
+        f'{_state(run)}{oracle}<dl class="facts">{rows}</dl>{_summary(run)}</header>'
+    )
+
+
+def _budget(budget: dict[str, Any]) -> str:
+    limits = [f"{v:,g} {_BUDGET.get(k, k)}" for k, v in budget.items() if v is not None]
+    return ", ".join(limits) or "none: the plan ends by itself"
+
+
+def _solver(config: dict[str, Any]) -> str:
+    solver, steps = str(config.get("solver") or ""), config.get("steps")
+    return f"{solver}, {steps} steps" if steps is not None and "steps" not in solver else solver
+
+
+def _state(run: Run) -> str:
+    if run.record.done:
+        return '<p class="label done"><b>finished</b></p>'
+    ended = sum(p.ended is not None for p in run.prompts)
+    command = esc(f"secondlook resume {shlex.quote(str(run.folder))}")
+    return (
+        f'<p class="label open"><b>interrupted</b> {ended} of {plural(len(run.prompts), "prompt")} had ended when this page '
+        f"was written. Nothing is lost; go on with <code>{command}</code></p>"
+    )
+
+
+def _summary(run: Run) -> str:
+    """From the unsearched picture to the winner, over the prompts that have both."""
+    tiles = []
+    names = {"score": f"{run.verifier or 'verifier'} score, mean", "judge": "judge, mean"}
+    pairs = {name: both(run, name) for name in run.measures}
+    order = [m for m in ("score", "checker", "judge") if pairs.get(m)]
+    for name in order:
+        before, after = zip(*pairs[name], strict=True)
+        n = len(before)
+        if name == "checker":
+            right = [sum(v >= 0.5 for v in side) for side in (before, after)]
+            tiles.append(_tile("checker right", change(str(right[0]), str(right[1])), f"of {plural(n, 'prompt')}"))
+        else:
+            gain = mean(after) - mean(before)
+            tiles.append(_tile(names[name], change(score(mean(before)), score(mean(after))), _gain(gain, n)))
+    spent = run.spent()
+    pictures = sum(o.finished for o in run.record.outcomes.values())
+    cost = f"{plural(pictures, 'picture')} in {seconds(spent.seconds)}"
+    tiles.append(_tile("network evaluations", count(spent.evals), cost))
+    return f'<div class="tiles">{"".join(tiles)}</div>'
+
+
+def _gain(gain: float, n: int) -> str:
+    sign = "+" if gain >= 0 else ""
+    return f"{sign}{score(gain)} over {plural(n, 'prompt')}"
+
+
+def _tile(name: str, value: str, note: str) -> str:
+    return f'<div class="tile"><p class="name">{esc(name)}</p><p class="value">{value}</p><p class="note">{esc(note)}</p></div>'
+
+
+def _mean(run: Run) -> str:
+    chart = mean_chart(run)
+    if not chart:
+        return ""
+    return (
+        f'<section class="overall"><h2>The search, on average</h2><figure class="plot wide">{chart}<figcaption class="note">'
+        "Mean over the prompts of what is said of the best picture so far, against network evaluations for each prompt. "
+        "It begins where every prompt has a picture.</figcaption></figure></section>"
+    )
+
+
+def _overview(prompts: Sequence[Prompted], album: Album) -> str:
+    """All prompts at a glance: unsearched and searched picture, linked to the details."""
+    tiles = "".join(_glance(p, album) for p in prompts)
+    switch = '<p class="switch"><button type="button" data-fold="open" hidden>Unfold all details</button></p>'
+    return f'<section><h2>All prompts</h2><ol class="overview">{tiles}</ol></section><h2>Details</h2>{switch}'
+
+
+def _glance(p: Prompted, album: Album) -> str:
+    pictures = []
+    if p.base is not None and p.base_file is not None:
+        pictures.append(album.thumb(p.base_file, "Unsearched"))
+    if p.winner is not None:
+        pictures.append(album.thumb(p.winner.id, "Winner"))
+    base = p.base.score if p.base is not None else math.nan
+    numbers = "no picture yet"
+    if p.winner is not None:
+        signs = change(mark(part(p.base, "checker")) or "–", mark(part(p.winner, "checker"))) if p.base is not None else ""
+        signs = signs if "checker" in p.winner.parts else ""
+        numbers = f"{change(score(base), score(p.winner.score))} <span>{signs}</span>"
+    return (
+        f'<li><a href="#p{p.index}"><span class="shots">{"".join(pictures)}</span><span class="what">'
+        f'<span class="no-of">{p.index + 1}</span> {esc(p.prompt)}</span><span class="nums">{numbers}</span></a></li>'
+    )
+
+
+# ---- foot ------------------------------------------------------------------------------------------------------------
+
+
+def _foot(run: Run, album: Album) -> str:
+    folder = shlex.quote(str(run.folder))
+    blocks = [f"<h2>Repeat this run</h2>{_code(run.config.get('command') or 'The log holds no command.')}"]
+    blocks.append(
+        '<p class="note">Any one picture can be drawn again from its derivation, and held against the log:</p>'
+        + _code(f"secondlook replay {folder} {_example(run)}")
+    )
+    blocks += [_failures(run), _faults(album), _configuration(run)]
+    words = "".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in _WORDS.items())
+    blocks.append(f'<details class="plain"><summary>Words on this page</summary><dl class="words">{words}</dl></details>')
+    return f"<footer>{''.join(blocks)}</footer>"
+
+
+def _example(run: Run) -> str:
+    won = next((p.winner for p in run.prompts if p.winner is not None), None)
+    return str(won.id) if won is not None else "ID"
+
+
+def _code(text: object) -> str:
+    return f'<div class="code"><pre tabindex="0"><code>{esc(text)}</code></pre><button type="button" data-copy hidden>Copy</button></div>'
+
+
+def _failures(run: Run) -> str:
+    if not run.record.failures:
+        return ""
+    items = []
+    for failure in run.record.failures:
+        trace = str(failure.get("traceback") or failure)
+        last = trace.strip().splitlines()[-1] if trace.strip() else "no traceback"
+        name = esc(failure.get("verifier", "a part of the run"))
+        items.append(f"<details><summary><b>{name}</b> {esc(last)}</summary><pre tabindex=\"0\">{esc(trace)}</pre></details>")
+    number = plural(len(items), "failure")
+    return f'<section class="failures"><h2>{number}</h2><p class="note">What failed was scored –, never 0.</p>{"".join(items)}</section>'
+
+
+def _faults(album: Album) -> str:
+    """Pictures that are not on disk as the log has them."""
+    if not album.faults:
+        return ""
+    listed = ", ".join(f"{esc(name)} ({fault})" for name, fault in list(album.faults.items())[:20])
+    more = f" and {len(album.faults) - 20} more" if len(album.faults) > 20 else ""
+    return (
+        f'<section class="failures"><h2>{plural(len(album.faults), "picture")} could not be shown</h2>'
+        f'<p class="note">{listed}{more}. <code>secondlook replay</code> can draw them again.</p></section>'
+    )
+
+
+def _configuration(run: Run) -> str:
+    """Every setting of the run, then the versions it ran with."""
+    plain = {k: v for k, v in run.config.items() if k not in ("prompts", "versions", "command")}
+    rows = {k: _setting(v) for k, v in plain.items()}
+    rows |= {f"{k} (version)": str(v) for k, v in (run.config.get("versions") or {}).items()}
+    body = "".join(f'<tr><th scope="row">{esc(k)}</th><td>{esc(v)}</td></tr>' for k, v in rows.items())
+    table = f'<table class="settings"><tbody>{body}</tbody></table>'
+    scroll = f'<div class="scroll" tabindex="0" role="group" aria-label="Configuration">{table}</div>'
+    return f'<details class="plain"><summary>Configuration and versions</summary>{scroll}</details>'
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} = {_setting(v)}" for k, v in value.items())
+    if value is None:
+        return "none"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,146 @@
+"""One prompt's part of the page: the pair, the chart, the ledger, the family tree."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+
+from secondlook.report.charts import prompt_chart
+from secondlook.report.family import family_tree
+from secondlook.report.pictures import Album
+from secondlook.report.text import count, describe, esc, mark, part, plural, score, seconds, verdict
+from secondlook.report.view import Prompted, Run
+from secondlook.types import Outcome
+
+_UNITS = {
+    "nfe": "solver evaluations (NFE)",
+    "evals": "network evaluations",
+    "verdicts": "verdicts",
+    "decodes": "decodes",
+    "seconds": "seconds",
+}
+
+
+def prompt_section(run: Run, prompt: Prompted, album: Album, pictured: set[int], folded: bool) -> str:
+    """A prompt with all that is known of it; ``folded`` where the page holds many."""
+    title = f'<span class="no-of">{prompt.index + 1}</span> {esc(prompt.prompt)}'
+    body = (
+        f'<div class="body"><p class="note">{_status(run, prompt)}</p>'
+        f'<div class="two"><div>{_pair(run, prompt, album)}{_ledger(run, prompt)}</div>'
+        f'<figure class="plot">{prompt_chart(prompt, run.measures)}{_key(run)}</figure></div>'
+        f"{_candidates(prompt, album, pictured)}</div>"
+    )
+    if not folded:
+        return f'<section class="prompt" id="p{prompt.index}"><h2>{title}</h2>{body}</section>'
+    # The anchor lies inside, since browsers open a fold for a target within it.
+    anchor = f'<span class="anchor" id="p{prompt.index}"></span>'
+    head = f'<h2>{title}</h2><span class="gist">{_gist(prompt)}</span>'
+    return f'<details class="prompt"><summary>{head}</summary>{anchor}{body}</details>'
+
+
+def change(before: str, after: str) -> str:
+    """Two values with an arrow that is read out as a word."""
+    return f'{before}<span class="to" role="img" aria-label=" to ">→</span>{after}'
+
+
+def _gist(prompt: Prompted) -> str:
+    if prompt.winner is None:
+        return "no picture yet"
+    base = prompt.base.score if prompt.base is not None else math.nan
+    return f"{change(score(base), score(prompt.winner.score))} {mark(part(prompt.winner, 'checker'))}"
+
+
+def _status(run: Run, prompt: Prompted) -> str:
+    half = sum(not o.finished for o in prompt.outcomes)
+    made = plural(len(prompt.outcomes) - half, "picture") + (f" and {half} half-made" if half else "")
+    if prompt.ended is None:
+        return f"Not finished: {made} so far." if prompt.outcomes else "Not begun."
+    why = "its budget was spent" if prompt.ended.get("out_of_budget") else "the plan came to its end"
+    return f"{made}; {why}."
+
+
+def _pair(run: Run, prompt: Prompted, album: Album) -> str:
+    """The unsearched picture beside the winner."""
+    base, winner = prompt.base, prompt.winner
+    figures = []
+    if base is not None and prompt.base_file is not None:
+        figures.append(_figure("Unsearched", base, prompt.base_file, prompt, album, run))
+    if winner is not None:
+        figures.append(_figure("★ Winner", winner, winner.id, prompt, album, run))
+    if not figures:
+        return '<p class="none">No finished picture yet.</p>'
+    same = base is not None and winner is not None and base.id == winner.id
+    note = '<p class="note">The search found nothing better than the unsearched picture.</p>' if same else ""
+    return f'<div class="pair">{"".join(figures)}</div>{note}'
+
+
+def _figure(title: str, outcome: Outcome, name: str | int, prompt: Prompted, album: Album, run: Run) -> str:
+    alt = f"{title.removeprefix('★ ')} picture for: {prompt.prompt}"
+    facts = [(run.verifier or "score", score(outcome.score), "score")]
+    for key, value in outcome.parts.items():
+        said = f"{verdict(value)} {mark(value)}" if key == "checker" else score(value)
+        facts.append((key, said, key if key in ("judge", "checker") else ""))
+    rows = "".join(f'<div class="{kind}"><dt>{esc(k)}</dt><dd>{v}</dd></div>' for k, v, kind in facts)
+    number = f' <span class="mute">outcome {outcome.id}</span>' if outcome.id >= 0 else ""
+    kind = "shot won" if title.startswith("★") else "shot"
+    return (
+        f'<figure class="{kind}"><div class="big">{album.large(name, alt)}</div>'
+        f'<figcaption><strong title="{esc(describe(outcome))}">{title}</strong>{number}<dl>{rows}</dl></figcaption></figure>'
+    )
+
+
+def _ledger(run: Run, prompt: Prompted) -> str:
+    """What was spent of what was allowed. The unsearched picture's own cost stands beside, since nobody charged it."""
+    budget = run.config.get("budget") or {}
+    spent, base = asdict(prompt.spent), asdict(prompt.base_cost) if prompt.base_cost is not None else None
+    rows = []
+    for unit, name in _UNITS.items():
+        limit = budget.get(unit)
+        cells = [_amount(unit, spent[unit]), _limit(unit, spent[unit], limit)]
+        cells += [_amount(unit, base[unit])] if base is not None else []
+        rows.append(f'<tr><th scope="row">{name}</th>' + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
+    extra = '<th scope="col">Unsearched</th>' if base is not None else ""
+    note = '<p class="note">The unsearched picture was drawn apart and is not charged to the search.</p>' if base is not None else ""
+    head = f'<tr><th scope="col">Ledger</th><th scope="col">Spent</th><th scope="col">Budget</th>{extra}</tr>'
+    table = f'<table class="ledger"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table>'
+    return f'<div class="scroll" tabindex="0" role="group" aria-label="Ledger">{table}</div>{note}'
+
+
+def _amount(unit: str, value: float) -> str:
+    return seconds(value) if unit == "seconds" else count(value)
+
+
+def _limit(unit: str, spent: float, limit: float | None) -> str:
+    if limit is None:
+        return '<span class="mute">no limit</span>'
+    share = min(100.0, 100.0 * spent / limit) if limit > 0 else 100.0
+    return f'{_amount(unit, limit)}<span class="bar" aria-hidden="true"><i style="width:{share:.0f}%"></i></span>'
+
+
+def _key(run: Run) -> str:
+    """What lines and dots mean."""
+    lines = {
+        "score": "the guiding verifier's score of the best so far",
+        "judge": "the judge's, who did not guide",
+        "checker": "the exact checker's verdict: foot wrong, top right",
+    }
+    shown = "".join(
+        f'<li><svg width="26" height="8" aria-hidden="true"><path class="line {m}" d="M1 4H25"/></svg>{lines[m]}</li>'
+        for m in run.measures
+    )
+    dots = "each finished picture's score"
+    if "checker" in run.measures:
+        dots += ": ● the checker says right, ○ wrong"
+    return f'<figcaption class="key"><ul>{shown}<li class="dots">{dots}; ◇ the unsearched picture</li></ul></figcaption>'
+
+
+def _candidates(prompt: Prompted, album: Album, pictured: set[int]) -> str:
+    families = family_tree(prompt, album, pictured)
+    left_out = sum(o.id not in pictured and prompt_has_picture(o) for o in prompt.outcomes)
+    note = f'<p class="note">{count(left_out)} candidates are listed without their picture, to keep this page small.</p>' if left_out else ""
+    return f'<h3>Candidates</h3>{note}<div class="box">{families}</div>'
+
+
+def prompt_has_picture(outcome: Outcome) -> bool:
+    """Whether a picture was made at all: half-made trajectories that nobody looked at have none."""
+    return outcome.finished or outcome.proposal.ask == "score"

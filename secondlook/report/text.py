@@ -1,0 +1,99 @@
+"""Words and numbers as the report prints them. Whatever comes from a run passes through ``esc``."""
+
+from __future__ import annotations
+
+import html
+import math
+from typing import Any
+
+from secondlook.types import Outcome
+
+UNJUDGED = "–"
+
+
+def esc(value: object) -> str:
+    """Safe as text and inside a quoted attribute. Controls that would break the page's encoding become �."""
+    text = "".join(c if c in "\t\n" or (c.isprintable() or ord(c) > 0x9F) else "\ufffd" for c in str(value))
+    return html.escape(text.encode("utf-8", "replace").decode("utf-8"), quote=True)
+
+
+def count(value: float) -> str:
+    """A whole number with thousands apart."""
+    return f"{value:,.0f}"
+
+
+def score(value: float | None) -> str:
+    """A verifier's number in a width that suits its size; a dash where it could not judge."""
+    if value is None or math.isnan(value):
+        return UNJUDGED
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    digits = 3 if abs(value) < 10 else 1
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
+def seconds(value: float) -> str:
+    if value < 10:
+        return f"{value:.1f} s"
+    if value < 120:
+        return f"{value:.0f} s"
+    minutes, rest = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def plural(number: int, noun: str) -> str:
+    return f"{count(number)} {noun}" if number == 1 else f"{count(number)} {noun}s"
+
+
+def verdict(value: float) -> str:
+    """The checker's number as a word."""
+    return "not judged" if math.isnan(value) else "right" if value >= 0.5 else "wrong"
+
+
+def mark(value: float) -> str:
+    """The checker's verdict as a sign that does not rest on colour; nothing where there is none."""
+    if math.isnan(value):
+        return ""
+    return '<b class="ok" aria-hidden="true">✓</b>' if value >= 0.5 else '<b class="no" aria-hidden="true">✗</b>'
+
+
+def part(outcome: Outcome, name: str) -> float:
+    """What a judge said of an outcome; NaN where it said nothing."""
+    return outcome.parts.get(name, math.nan)
+
+
+def parent(outcome: Outcome) -> int | None:
+    """The outcome this one was made from, if any."""
+    value = outcome.proposal.move.get("parent")
+    return value if isinstance(value, int) else None
+
+
+def origin(outcome: Outcome) -> str:
+    """How an outcome came about, in a few words."""
+    move: dict[str, Any] = outcome.proposal.move
+    name, of = move.get("name", "?"), move.get("parent")
+    if name == "fresh":
+        return "new noise"
+    if name == "near":
+        return f"near {of}, radius {_short(move.get('radius'))}"
+    if name == "rewind":
+        return f"{of} back to t {_short(move.get('to'))}"
+    if name == "resume":
+        return f"{of} goes on"
+    return f"{name} of {of}" if of is not None else str(name)
+
+
+def describe(outcome: Outcome) -> str:
+    """An outcome in one line: the text for those who do not see its picture."""
+    words = [f"Outcome {outcome.id}", origin(outcome)]
+    if not outcome.finished:
+        words.append(f"half-made, to t {_short(outcome.proposal.stop)}")
+    if outcome.proposal.ask == "score":
+        words.append("could not be scored" if math.isnan(outcome.score) else f"score {score(outcome.score)}")
+    words += [f"{k} {verdict(v) if k == 'checker' else score(v)}" for k, v in outcome.parts.items()]
+    return "; ".join(words)
+
+
+def _short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,154 @@
+"""A run as its report sees it: per prompt the outcomes, what they cost, the winner and the unsearched picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from secondlook.engine.record import Record
+from secondlook.engine.store import Store
+from secondlook.plans.moves import best
+from secondlook.report.text import parent, part
+from secondlook.types import Cost, Outcome
+
+Measure = Callable[[Outcome], float]
+MEASURES: dict[str, Measure] = {
+    "score": lambda o: o.score,
+    "judge": lambda o: part(o, "judge"),
+    "checker": lambda o: part(o, "checker"),
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """After ``at`` network evaluations ``outcome`` came in, and ``leader`` was the best finished one."""
+
+    at: int
+    outcome: Outcome
+    leader: Outcome
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """One prompt of a run. ``base_cost`` is set where the unsearched picture was drawn outside the search."""
+
+    index: int
+    prompt: str
+    outcomes: Sequence[Outcome]
+    costs: dict[int, Cost]
+    winner: Outcome | None
+    base: Outcome | None
+    base_file: str | int | None
+    base_cost: Cost | None
+    spent: Cost
+    ended: dict[str, Any] | None
+    steps: Sequence[Step] = field(default_factory=tuple)
+
+    @property
+    def line(self) -> set[int]:
+        """The winner and all it was made from."""
+        by_id, found = {o.id: o for o in self.outcomes}, set()
+        at = self.winner
+        while at is not None and at.id not in found:
+            found.add(at.id)
+            up = parent(at)
+            at = by_id.get(up) if up is not None else None
+        return found
+
+
+@dataclass(frozen=True)
+class Run:
+    """``measures``: which of score, judge and checker the log holds."""
+
+    folder: Path
+    config: dict[str, Any]
+    record: Record
+    prompts: Sequence[Prompted]
+    measures: Sequence[str]
+
+    @property
+    def verifier(self) -> str:
+        return str(self.config.get("verifier", "")).split("(")[0].strip()
+
+    @property
+    def oracle(self) -> bool:
+        """Whether the exact checker guided the search, so that its result is an upper bound."""
+        return self.verifier == "oracle"
+
+    @property
+    def pairs(self) -> list[tuple[Outcome, Outcome]]:
+        """Unsearched and searched picture of every prompt that has both."""
+        return [(p.base, p.winner) for p in self.prompts if p.base is not None and p.winner is not None]
+
+    def spent(self) -> Cost:
+        return sum((p.spent for p in self.prompts), Cost())
+
+
+def read_run(store: Store) -> Run:
+    """Everything the page shows, from the log alone."""
+    config, record = store.config, Record.read(store)
+    named = [str(p) for p in config.get("prompts") or []]
+    indices = set(range(len(named))) | record.tasks.keys() | record.baselines.keys() | record.ended.keys()
+    prompts = [_prompted(record, i, named[i] if i < len(named) else None) for i in sorted(indices)]
+    heard = {name for o in _everything(record) for name in o.parts}
+    measures = [m for m in MEASURES if m == "score" or m in heard]
+    return Run(store.folder, config, record, prompts, measures)
+
+
+def _everything(record: Record) -> list[Outcome]:
+    return [*record.outcomes.values(), *(o for o, _ in record.baselines.values())]
+
+
+def _prompted(record: Record, index: int, prompt: str | None) -> Prompted:
+    outcomes = record.of(index)
+    base = record.baseline(index)
+    outside = record.baselines.get(index)
+    if prompt is None:
+        first = outcomes[0] if outcomes else base[0] if base else None
+        prompt = _asked(first) if first is not None else f"task {index}"
+    return Prompted(
+        index,
+        prompt,
+        outcomes,
+        {o.id: record.costs[o.id] for o in outcomes},
+        record.winner(index),
+        base[0] if base else None,
+        base[1] if base else None,
+        outside[1] if outside else None,
+        record.spent(index),
+        record.ended.get(index),
+        _steps(record, outcomes),
+    )
+
+
+def _asked(outcome: Outcome) -> str:
+    condition = outcome.proposal.condition
+    return condition.prompt if condition.prompt is not None else f"class {condition.label}"
+
+
+def _steps(record: Record, outcomes: Sequence[Outcome]) -> list[Step]:
+    """Finished outcomes in the order they were paid for, each with the best of those so far."""
+    steps: list[Step] = []
+    paid = accumulate(record.costs[o.id].evals for o in outcomes)
+    for outcome, at in zip(outcomes, paid, strict=True):
+        if outcome.finished:
+            leader = best([steps[-1].leader, outcome]) if steps else outcome
+            steps.append(Step(at, outcome, leader))
+    return steps
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean of what was judged; NaN where nothing was."""
+    known = [v for v in values if not math.isnan(v)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def both(run: Run, name: str) -> list[tuple[float, float]]:
+    """A measure of the unsearched and the searched picture, of the prompts where it judged both."""
+    measure = MEASURES[name]
+    values = [(measure(a), measure(b)) for a, b in run.pairs]
+    return [(a, b) for a, b in values if not (math.isnan(a) or math.isnan(b))]

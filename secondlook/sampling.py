@@ -1,0 +1,50 @@
+"""Plain sampling, without search, and contact sheets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+from secondlook.api import build_rig, tasks_of
+from secondlook.engine.rig import Rig
+from secondlook.settings import Settings
+from secondlook.types import Condition, State
+
+
+def run_all(rig: Rig, states: Sequence[State], conditions: Sequence[Condition]) -> np.ndarray:
+    """One-row states, all run to data in batches of ``rig.rows``: uint8 [len(states), H, W, 3]."""
+    pictures = []
+    for i in range(0, len(states), rig.rows):
+        live, asked = list(states[i : i + rig.rows]), conditions[i : i + rig.rows]
+        while float(live[0].t) < 1.0:
+            live = rig.step(live, [1.0] * len(live), asked)
+        pictures.append(rig.decode(torch.cat([s.x for s in live])).numpy())
+    return np.concatenate(pictures)
+
+
+def plain_samples(s: Settings, count: int) -> np.ndarray:
+    """``count`` samples of every prompt, uint8 [prompts * count, H, W, 3]; the first of each is what a search begins
+    with."""
+    s.rows = s.rows if len(s.prompts) * count >= (s.rows or 1) else len(s.prompts) * count
+    tasks = tasks_of(s)
+    rig = build_rig(s, scoring=False)
+    states = [rig.start(t.key.child("draw", i)) for t in tasks for i in range(count)]
+    return run_all(rig, states, [t.condition for t in tasks for _ in range(count)])
+
+
+def contact_sheet(pictures: np.ndarray, title: str = "", zoom: int = 2, columns: int | None = None) -> Image.Image:
+    """Pictures uint8 [N, H, W, 3] on one sheet, enlarged without smoothing."""
+    n, h, w, _ = pictures.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    top, gap = (18 if title else 4), 4
+    sheet = Image.new("RGB", (columns * (w * zoom + gap) + gap, top + math.ceil(n / columns) * (h * zoom + gap)), (12, 12, 14))
+    if title:
+        ImageDraw.Draw(sheet).text((gap, 3), title, fill=(230, 230, 230))
+    for i, picture in enumerate(pictures):
+        tile = Image.fromarray(picture).resize((w * zoom, h * zoom), Image.Resampling.NEAREST)
+        sheet.paste(tile, (gap + i % columns * (w * zoom + gap), top + i // columns * (h * zoom + gap)))
+    return sheet

@@ -1,0 +1,109 @@
+"""A run's resolved configuration: everything needed to do it again, and nothing that was not said or chosen."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import secondlook
+from secondlook.config import bind, parse_call
+from secondlook.engine.ledger import Budget
+from secondlook.errors import ConfigError
+from secondlook.registry import DEFAULTS, resolve
+
+DEFAULT_SAMPLES = 20  # what an endless plan without a budget may spend, in plain samples
+
+
+@dataclass
+class Settings:
+    """What a run does. ``rows``, ``bf16`` and ``threads`` decide the last bits of a picture, so they are kept too."""
+
+    prompts: list[str]
+    plan: str = "random(n=20)"
+    verifier: str = "learned"
+    model: str = "scenes"
+    steps: int = DEFAULTS["steps"]
+    solver: str = "euler"
+    guidance: float = DEFAULTS["guidance"]
+    shift: float = DEFAULTS["shift"]
+    seed: int = 0
+    budget: dict[str, float | None] = field(default_factory=dict)
+    rows: int | None = None
+    bf16: bool | None = None
+    threads: int | None = None
+    world: str = "scenes"
+
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            raise ConfigError("There is no prompt. Give one in quotes, or a file of them with --prompts.")
+        if self.steps < 1:
+            raise ConfigError(f"--steps must be at least 1; got {self.steps}.")
+        if not (self.guidance >= 0 and self.guidance < 1e3):
+            raise ConfigError(f"--guidance must be a number from 0 to 1000 (1: none); got {self.guidance}.")
+        if not self.shift > 0:
+            raise ConfigError(f"shift must be above 0; got {self.shift}.")
+        Budget(**self.budget)  # type: ignore[arg-type]
+
+    def fill(self) -> Settings:
+        """Choose what was left open, by this machine."""
+        if self.rows is None:
+            # A lone prompt's plan proposes few rows at once, and padding is work; many prompts fill wide batches.
+            self.rows = 16 if len(self.prompts) >= 4 else 4
+        if self.bf16 is None:
+            self.bf16 = fast_bf16()
+        if self.threads is None:
+            self.threads = torch.get_num_threads()
+        return self
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def of(config: dict[str, Any]) -> Settings:
+        """The settings in a run's configuration."""
+        names = Settings.__dataclass_fields__
+        return Settings(**{k: v for k, v in config.items() if k in names})
+
+
+def fast_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 natively; elsewhere it would be slower than float32."""
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(probe and probe())
+
+
+def make_plan(text: str) -> Any:
+    """task -> plan, from a call-string; ConfigError for unknown names and options, before anything runs."""
+    call = parse_call(text, "plan")
+    target = resolve("plan", call.name)
+    options = bind(call, target, skip=1)
+    return lambda task: target(task, **options)
+
+
+def make_named(kind: str, text: str) -> Any:
+    """A verifier or solver from its call-string."""
+    call = parse_call(text, kind)
+    target = resolve(kind, call.name)
+    return target(**bind(call, target))
+
+
+def versions() -> dict[str, str]:
+    names = ("torch", "numpy", "scipy", "pillow", "safetensors")
+    return {"python": platform.python_version(), **{n: metadata.version(n) for n in names}}
+
+
+def commit() -> str | None:
+    """The commit of the source tree this package runs from, with a + where it has changes; None elsewhere."""
+    root = Path(secondlook.__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    try:
+        ask = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=10", "--exclude=*"]
+        return subprocess.run(ask, capture_output=True, text=True, timeout=5, check=True).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,23 @@
+"""Verifiers that ship with the package, by the names of registry.VERIFIERS."""
+
+from __future__ import annotations
+
+from secondlook.models.checkpoint import shipped
+from secondlook.types import Verifier
+from secondlook.verify.learned import load_verifier
+from secondlook.worlds.scenes.world import Checker
+
+
+def learned() -> Verifier:
+    """The network that guides."""
+    return load_verifier(shipped("scenes-verifier.safetensors"))
+
+
+def judge() -> Verifier:
+    """The network that only judges: another architecture, trained from another seed."""
+    return load_verifier(shipped("scenes-judge.safetensors"))
+
+
+def oracle() -> Verifier:
+    """The exact checker as a guide: an upper bound, never a method."""
+    return Checker("oracle")

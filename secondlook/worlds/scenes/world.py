@@ -1,0 +1,37 @@
+"""Scenes as a world: prompts become conditions, samples become pictures, and the checker is exact."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from secondlook.types import Condition
+from secondlook.worlds.scenes.checker import check
+from secondlook.worlds.scenes.grammar import parse
+
+
+class Scenes:
+    """Coloured shapes on a dark ground, 64 x 64. See docs/scenes.md."""
+
+    name = "scenes"
+
+    def condition(self, prompt: str) -> Condition:
+        """The condition of a prompt; ConfigError where the grammar does not produce it."""
+        return Condition(prompt=parse(prompt).text)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """x [B, 3, H, W] in about [-1, 1] to uint8 pictures [B, H, W, 3]."""
+        return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+class Checker:
+    """The exact checker as a verifier: 1 for right, 0 for wrong. A search it guides is labelled ``oracle``."""
+
+    def __init__(self, name: str = "checker"):
+        self.name = name
+
+    def __call__(self, samples: Tensor, conditions: Sequence[Condition]) -> Tensor:
+        prompts = [parse(c.prompt or "") for c in conditions]
+        return torch.from_numpy(check(samples.numpy(), prompts)).double()
