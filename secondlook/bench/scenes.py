@@ -1,0 +1,178 @@
+"""`make bench-scenes`: plans at equal cost on scenes-test, with a judge and the exact checker looking on.
+
+Twenty lines of each of the six tasks. Every method is one run of `secondlook draw` (so a stopped benchmark goes on
+where it was) with 20 samples' worth of evaluations a prompt; what it had after 8 samples' worth is read from the same
+log, since every plan here decides its next step without knowing its budget.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from secondlook import api
+from secondlook.bench.stats import interval, macro
+from secondlook.commands import Progress
+from secondlook.engine.record import Record
+from secondlook.engine.store import LOG, Store
+from secondlook.registry import DEFAULTS
+from secondlook.worlds.scenes.grammar import TASKS
+from secondlook.worlds.scenes.prompts import PER_TASK, prompt_set
+
+EVALS = 2 * DEFAULTS["steps"]  # of one sample: guidance takes two network passes a step
+SIZES = (8, 20)
+EACH = 20
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row's run. ``steps`` above the default spends a sample's worth on a finer grid instead of a search."""
+
+    name: str
+    plan: str
+    verifier: str = "learned"
+    steps: int = DEFAULTS["steps"]
+    samples: int = max(SIZES)
+
+
+METHODS = (
+    Method("random", "random(n=20)"),
+    Method("zero_order", "zero_order()"),
+    Method("paths", "paths()"),
+    *(Method(f"more steps x{n}", "random(n=1)", steps=n * DEFAULTS["steps"], samples=1) for n in SIZES),
+    Method("random", "random(n=20)", "oracle"),
+    Method("zero_order", "zero_order()", "oracle"),
+    Method("paths", "paths()", "oracle"),
+)
+
+
+@dataclass
+class Row:
+    """One line of the table: arrays over prompts, [120] each."""
+
+    name: str
+    samples: int
+    columns: dict[str, np.ndarray]
+    oracle: bool = False
+
+
+def lines(split: str, each: int) -> tuple[list[str], list[str]]:
+    """Prompts and tasks of the first ``each`` lines of every task."""
+    prompts = prompt_set(split)
+    chosen = [p for i, p in enumerate(prompts) if i % PER_TASK < each]
+    return [p.text for p in chosen], [p.tag for p in chosen]
+
+
+def carry(method: Method, prompts: list[str], folder: Path, seed: int) -> Record:
+    """The method's run, made, gone on with, or read if finished."""
+    if (folder / LOG).exists():
+        api.resume(folder, Progress(len(prompts)))
+    else:
+        nfe = method.samples * method.steps
+        print(f"-- {method.name} ({method.verifier}), {nfe} nfe a prompt", file=sys.stderr, flush=True)
+        api.draw(prompts, method.plan, folder, nfe=nfe, verifier=method.verifier, steps=method.steps, seed=seed,
+                 progress=Progress(len(prompts)))  # fmt: skip
+    return Record.read(Store.open(folder))
+
+
+def rows_of(method: Method, record: Record, count: int) -> list[Row]:
+    """What the method had at each size; the base row comes with random's run, whose first samples it is."""
+    sizes = SIZES if method.samples > 1 else (method.steps // DEFAULTS["steps"],)
+    found = [_row(method.name if method.samples > 1 else "more steps", n, method, record, count) for n in sizes]
+    if (method.name, method.verifier) == ("random", "learned"):
+        found.insert(0, _row("base", 1, method, record, count))
+    return found
+
+
+def _row(name: str, samples: int, method: Method, record: Record, count: int) -> Row:
+    limit = samples * DEFAULTS["steps"]
+    columns: dict[str, list[float]] = {k: [] for k in ("verifier", "judge", "checker", "evals", "seconds")}
+    for i in range(count):
+        winner = record.winner(i, nfe=limit)
+        costs, spent = [], 0
+        for outcome in record.of(i):
+            spent += record.costs[outcome.id].nfe
+            if spent > limit:
+                break
+            costs.append(record.costs[outcome.id])
+        if winner is None:  # no finished picture within this many evaluations: the plain sample stands, at its own price
+            winner, own = record.baselines[i]
+            costs.append(own)
+        columns["verifier"].append(winner.score)
+        columns["judge"].append(winner.parts["judge"])
+        columns["checker"].append(winner.parts["checker"])
+        columns["evals"].append(sum(c.evals for c in costs))
+        columns["seconds"].append(sum(c.seconds for c in costs))
+    return Row(name, samples, {k: np.array(v) for k, v in columns.items()}, method.verifier == "oracle")
+
+
+def table(rows: list[Row], tasks: list[str]) -> str:
+    """The README's table, in Markdown; intervals are 95 %, and `gain` is paired with the base."""
+    short = {"single_object": "single", "two_object": "two", "counting": "count", "colors": "colors",
+             "position": "position", "color_attr": "attr"}  # fmt: skip
+    head = ["method", "samples' worth", "verifier", "judge", "checker (95 %)", "gain over base (paired, 95 %)",
+            *(short[t] for t in TASKS), "evals", "seconds"]  # fmt: skip
+    out = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    base = rows[0].columns["checker"]
+    names = np.asarray(tasks)
+    for row in rows:
+        c = row.columns
+        low, high = interval(c["checker"], tasks)
+        gain = c["checker"] - base
+        glow, ghigh = interval(gain, tasks)
+        paired = "" if row.name == "base" else f"{macro(gain, tasks):+.3f} ({glow:+.3f} to {ghigh:+.3f})"
+        verifier = "oracle" if row.oracle else f"{np.nanmean(c['verifier']):.3f}"
+        label = f"{row.name}, oracle: upper bound" if row.oracle else row.name
+        cells = [label, str(row.samples), verifier, f"{np.nanmean(c['judge']):.3f}",
+                 f"**{macro(c['checker'], tasks):.3f}** ({low:.3f} to {high:.3f})", paired,
+                 *(f"{c['checker'][names == t].mean():.2f}" for t in TASKS),
+                 f"{c['evals'].mean():.0f}", f"{c['seconds'].mean():.2f}"]  # fmt: skip
+        out.append("| " + " | ".join(cells) + " |")
+    return "\n".join(out)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", default="runs/bench-scenes", help="holds the runs; name it again to go on")
+    parser.add_argument("--results", default="docs/results/scenes.md")
+    parser.add_argument("--split", default="scenes-test")
+    parser.add_argument("--each", type=int, default=EACH, help="lines of each task")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    prompts, tasks = lines(args.split, args.each)
+    rows, about = [], {}
+    for method in METHODS:
+        folder = Path(args.out) / f"{method.name} {method.verifier}".replace(" ", "-")
+        record = carry(method, prompts, folder, args.seed)
+        rows += rows_of(method, record, len(prompts))
+        about = Store.open(folder).config
+    rows.sort(key=lambda r: (r.oracle, r.name != "base", r.samples))
+    text = page(rows, tasks, about, args)
+    results = Path(args.results)
+    results.parent.mkdir(parents=True, exist_ok=True)
+    results.write_text(text)
+    print(text)
+    return 0
+
+
+def page(rows: list[Row], tasks: list[str], about: dict[str, object], args: argparse.Namespace) -> str:
+    """The results page: what was run, the table, per-prompt means."""
+    plain = ", ".join(f"{r.name}{' (oracle)' if r.oracle else ''} {r.samples}: {r.columns['checker'].mean():.3f}" for r in rows)
+    command = f"python -m secondlook.bench.scenes --split {args.split} --each {args.each} --seed {args.seed}"
+    facts = json.dumps({k: about[k] for k in ("version", "commit", "model", "solver", "guidance", "shift", "rows", "bf16",
+                                              "threads", "versions")})  # fmt: skip
+    return (
+        f"# Plans at equal cost on {args.split}\n\n`{command}`: {len(tasks)} prompts, {args.each} a task; one sample takes "
+        f"{EVALS} network evaluations. The learned verifier guides, the judge guided nothing, the checker is exact. "
+        "Evaluations and seconds are means a prompt; overall is the macro mean over tasks; intervals by bootstrap over "
+        f"prompts within task.\n\n{table(rows, tasks)}\n\nPer-prompt means of the checker: {plain}.\n\n`{facts}`\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
