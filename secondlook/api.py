@@ -15,6 +15,7 @@ from PIL import Image
 
 import secondlook
 from secondlook import settings as conf
+from secondlook.config import parse_call
 from secondlook.engine.driver import Driver, Progress, replay
 from secondlook.engine.ledger import Budget
 from secondlook.engine.record import Record
@@ -84,7 +85,7 @@ def budget_of(s: Settings, rig: Rig) -> Budget:
     sample = rig.price(0.0, 1.0, "score")
     budget = Budget(**s.budget)  # type: ignore[arg-type]
     budget.refuse_less_than(sample)
-    ends = conf.parse_call(s.plan).name == "random"
+    ends = parse_call(s.plan).name == "random"
     if budget.endless and not ends:
         return Budget(nfe=conf.DEFAULT_SAMPLES * sample.nfe)
     return budget
@@ -157,7 +158,7 @@ def results(store: Store) -> list[Result]:
         if winner is None or plain is None:
             continue
         base, name = plain
-        pictures = store.picture(winner.id), store.picture(name)
+        pictures = store.checked(winner.id, record.digests[winner.id]), store.picture(name)
         out.append(Result(prompt, pictures[0], winner.score, winner.parts, pictures[1], base.score, base.parts,
                           record.spent(i), winner.id))  # fmt: skip
     return out

@@ -12,7 +12,7 @@ from typing import NoReturn
 from secondlook import __version__
 from secondlook.errors import ConfigError, SecondlookError, nearest
 
-COMMANDS = ("draw", "resume", "replay", "report", "sample", "train", "export", "prompts", "list", "bench")
+COMMANDS = ("draw", "resume", "replay", "report", "sample", "train", "export", "prompts", "list")
 
 
 class Parser(argparse.ArgumentParser):
@@ -140,6 +140,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         full = " The disk is full: free some space." if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         print(f"secondlook: {error}.{full} What was reported done is kept.", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if os.environ.get("SECONDLOOK_TRACEBACK"):
+            raise
+        kind = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        print(f"secondlook: this should not have happened ({kind}). What was reported done is kept. Set "
+              "SECONDLOOK_TRACEBACK=1 to see where, and please report it.", file=sys.stderr)  # fmt: skip
         return 1
 
 

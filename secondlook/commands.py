@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import builtins
 import json
-import math
 import shlex
 import shutil
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from secondlook import api, registry
-from secondlook.engine.driver import Driver
 from secondlook.engine.record import Record
 from secondlook.engine.store import Store, refuse_full
 from secondlook.errors import ConfigError, SecondlookError, nearest
+from secondlook.progress import Progress, table
 from secondlook.worlds.scenes.grammar import from_metadata, parse
 from secondlook.worlds.scenes.prompts import SETS, prompt_set
 
@@ -52,7 +50,7 @@ def resume(args: Args, words: Sequence[str]) -> int:
     return _finish(out, found, progress)
 
 
-def _finish(out: Path, found: list[api.Result], progress: Progress | None) -> int:
+def _finish(out: Path, found: builtins.list[api.Result], progress: Progress | None) -> int:
     from secondlook.report.html import write_report
 
     if progress:
@@ -62,7 +60,7 @@ def _finish(out: Path, found: list[api.Result], progress: Progress | None) -> in
     return 0
 
 
-class interruptible:  # noqa: N801 (reads as a statement)
+class interruptible:
     """Ctrl-C inside leaves a resumable run and says how to go on."""
 
     def __init__(self, out: Path):
@@ -81,68 +79,9 @@ def _again(words: Sequence[str]) -> str:
     return shlex.join(["secondlook", *words])
 
 
-class Progress:
-    """A line on stderr: outcomes and prompts done, seconds; rewritten in place on a terminal, every 5 s elsewhere."""
-
-    def __init__(self, prompts: int):
-        self.prompts, self.begin, self.last = prompts, time.monotonic(), 0.0
-        self.live = sys.stderr.isatty()
-        self.text = ""
-
-    def __call__(self, driver: Driver) -> None:
-        now = time.monotonic()
-        if now - self.last < (0.2 if self.live else 5.0):
-            return
-        self.last = now
-        self.show(driver)
-
-    def show(self, driver: Driver) -> None:
-        ended = sum(t.ended for t in driver.threads)
-        drawn = sum(len(t.outcomes) for t in driver.threads)
-        scores = [max((o.score for o in t.outcomes.values() if o.finished and not math.isnan(o.score)), default=math.nan)
-                  for t in driver.threads]  # fmt: skip
-        known = [s for s in scores if not math.isnan(s)]
-        mean = f", mean best score {np.mean(known):.3f}" if known else ""
-        waiting = len(driver.queue) + len(driver.active)
-        self.text = (f"{time.monotonic() - self.begin:5.0f} s  prompts {ended}/{self.prompts}, drawn {drawn}, "
-                     f"under way {waiting}{mean}")  # fmt: skip
-        print(("\r\x1b[K" if self.live else "") + self.text, end="" if self.live else "\n", file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        if self.live and self.text:
-            print(file=sys.stderr)
-
-
-def table(found: Sequence[api.Result]) -> str:
-    """Prompt, base and searched verdicts, evaluations, seconds: one line a prompt and the means."""
-    if not found:
-        return "No prompt has a finished picture."
-    width = min(48, max(len(r.prompt) for r in found))
-    head = f"{'prompt':<{width}}  {'base':>6}  {'best':>6}  {'judge':>13}  {'checker':>15}  {'evals':>6}  {'seconds':>7}"
-    lines = [head, "-" * len(head)]
-    for r in found:
-        text = r.prompt if len(r.prompt) <= width else r.prompt[: width - 1] + "…"
-        judge = f"{r.plain_verdicts.get('judge', math.nan):.3f} → {r.verdicts.get('judge', math.nan):.3f}"
-        check = f"{_mark(r.plain_verdicts)} → {_mark(r.verdicts)}"
-        lines.append(f"{text:<{width}}  {r.plain_score:6.3f}  {r.score:6.3f}  {judge:>13}  {check:>15}  "
-                     f"{r.spent.evals:6d}  {r.spent.seconds:7.1f}")  # fmt: skip
-    if len(found) > 1:
-        base, best = (np.nanmean([getattr(r, k) for r in found]) for k in ("plain_score", "score"))
-        right = [sum(v.get("checker", 0) == 1 for v in vs) for vs in
-                 ([r.plain_verdicts for r in found], [r.verdicts for r in found])]  # fmt: skip
-        judges = [np.nanmean([v.get("judge", math.nan) for v in vs]) for vs in
-                  ([r.plain_verdicts for r in found], [r.verdicts for r in found])]  # fmt: skip
-        judge, check = f"{judges[0]:.3f} → {judges[1]:.3f}", f"{right[0]} → {right[1]} of {len(found)}"
-        lines += ["-" * len(head), f"{'mean':<{width}}  {base:6.3f}  {best:6.3f}  {judge:>13}  {check:>15}  "
-                  f"{sum(r.spent.evals for r in found):6d}  {sum(r.spent.seconds for r in found):7.1f}"]  # fmt: skip
-    return "\n".join(lines)
-
-
-def _mark(verdicts: dict[str, float]) -> str:
-    return {1.0: "right", 0.0: "wrong"}.get(verdicts.get("checker", math.nan), "?")
-
-
 def replay(args: Args, words: Sequence[str]) -> int:
+    if args.out and not (args.out.lower().endswith(".png") and Path(args.out).resolve().parent.is_dir()):
+        raise ConfigError(f'--out wants a .png file in an existing folder; got "{args.out}".')
     done = api.replay_outcome(args.dir, args.outcome)
     if args.out:
         Image.fromarray(done.picture).save(args.out)
@@ -183,9 +122,13 @@ def export(args: Args, words: Sequence[str]) -> int:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f'"{out}" is not an empty folder. Choose another --out; nothing was written.')
     record, prompts = Record.read(store), store.config["prompts"]
+    if not record.done:
+        raise SecondlookError(f"The run is not finished; finish it first: secondlook resume {args.dir}")
     winners = [record.winner(i) for i in range(len(prompts))]
-    if any(w is None for w in winners):
-        raise SecondlookError(f"Some prompts have no picture yet; finish the run first: secondlook resume {args.dir}")
+    for winner in winners:  # every picture is read before the first is written
+        if winner is None:
+            raise SecondlookError("The budget of this run ended before some prompt had a picture; draw with a larger one.")
+        store.checked(winner.id, record.digests[winner.id])
     for i, (prompt, winner) in enumerate(zip(prompts, winners, strict=True)):
         folder = out / f"{i:05d}"
         (folder / "samples").mkdir(parents=True)
@@ -204,7 +147,7 @@ def prompts(args: Args, words: Sequence[str]) -> int:
     return 0
 
 
-def list(args: Args, words: Sequence[str]) -> int:  # noqa: A001 (the command's name)
+def list(args: Args, words: Sequence[str]) -> int:
     tables = {"plans": registry.PLANS, "verifiers": registry.VERIFIERS, "worlds": registry.WORLDS,
               "models": registry.MODELS, "solvers": registry.SOLVERS}  # fmt: skip
     if args.what not in tables:
@@ -221,10 +164,10 @@ def train(args: Args, words: Sequence[str]) -> int:
     return run(args)
 
 
-def read_prompts(path: Path) -> list[str]:  # type: ignore[valid-type]
+def read_prompts(path: Path) -> builtins.list[str]:
     """The prompts of a file: one a line, or GenEval JSON lines; ConfigError with the line's number."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # newlines of every system are read as one
     except FileNotFoundError:
         raise ConfigError(f'There is no prompts file "{path}".') from None
     except (OSError, UnicodeDecodeError) as error:
@@ -247,7 +190,7 @@ def _prompt_of(line: str) -> str:
         return parse(line.strip()).text
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"this is no JSON ({error}).") from None
     if not isinstance(record.get("prompt"), str):
         raise ConfigError('this record has no "prompt".')

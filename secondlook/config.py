@@ -11,6 +11,9 @@ from typing import Any, get_type_hints
 from secondlook.errors import ConfigError, nearest
 
 
+MOST = 100_000  # of anything a plan is asked for: beyond it a slip of the hand would fill the memory
+
+
 @dataclass(frozen=True)
 class Call:
     """A name (`random`, or `package.module:attribute`) and literal arguments."""
@@ -51,7 +54,7 @@ def parse_call(text: str, what: str = "plan") -> Call:
 def bind(call: Call, target: Callable[..., Any], skip: int = 0) -> dict[str, Any]:
     """The options a call gives to ``target`` (whose first ``skip`` parameters the engine fills), checked against its
     signature and annotations; ConfigError with the nearest option and the signature otherwise."""
-    parameters = list(inspect.signature(target).parameters.values())[skip:]
+    parameters = [p for p in list(inspect.signature(target).parameters.values())[skip:] if _literal(p)]
     names = [p.name for p in parameters]
     shown = f"{call.name}({', '.join(str(p).split(':')[0] + _default(p) for p in parameters)})"
     if len(call.args) > len(names):
@@ -63,13 +66,22 @@ def bind(call: Call, target: Callable[..., Any], skip: int = 0) -> dict[str, Any
         if name in options:
             raise ConfigError(f'{call.name} was given "{name}" twice.')
         options[name] = value
-    hints = get_type_hints(target if inspect.isfunction(target) else target.__init__)  # type: ignore[misc]
+    try:
+        hints = get_type_hints(target if inspect.isfunction(target) else target.__init__)  # type: ignore[misc]
+    except (NameError, TypeError):  # annotations of another package that name what only its type checker sees
+        hints = {}
     for name, value in options.items():
         options[name] = _fit(call.name, name, value, hints.get(name))
     missing = [p.name for p in parameters if p.default is inspect.Parameter.empty and p.name not in options]
     if missing:
         raise ConfigError(f"{call.name} needs {', '.join(missing)}. It is written {shown}.")
     return options
+
+
+def _literal(p: inspect.Parameter) -> bool:
+    """Whether a call-string can give this parameter: named, and not a function."""
+    named = p.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return named and (p.default is inspect.Parameter.empty or not callable(p.default))
 
 
 def _default(p: inspect.Parameter) -> str:
@@ -89,7 +101,9 @@ _A = {int: "a whole number", float: "a number", str: "a text in quotes", bool: "
 
 
 def positive(call: str, **values: float) -> None:
-    """ConfigError naming the first value that is not above zero."""
+    """ConfigError naming the first value that is not above zero, or beyond MOST."""
     for name, value in values.items():
         if not value > 0:
             raise ConfigError(f"{call}: {name} must be above 0; got {value!r}.")
+        if value > MOST:
+            raise ConfigError(f"{call}: {name} must be at most {MOST}; got {value!r}.")

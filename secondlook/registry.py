@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+import inspect
+from typing import Any, get_type_hints
 
 from secondlook.errors import ConfigError, nearest
 
@@ -53,8 +54,33 @@ def resolve(kind: str, name: str) -> Any:
         raise ConfigError(f'There is no {kind} "{name}"; {nearest(name, table)}')
     module, attr = target.split(":", 1)
     try:
-        return getattr(importlib.import_module(module), attr)
-    except ImportError as error:
-        raise ConfigError(f'The {kind} "{name}" cannot be imported: {error}.') from None
+        found = getattr(importlib.import_module(module), attr)
     except AttributeError:
         raise ConfigError(f'The module "{module}" has no "{attr}" (asked for as {kind} "{name}").') from None
+    except Exception as error:  # whatever another package's top level raises
+        raise ConfigError(f'The {kind} "{name}" cannot be imported: {type(error).__name__}: {error}.') from None
+    if not _makes(kind, found):
+        raise ConfigError(f'"{name}" is no {kind}: wanted {_WANTED[kind]}.')
+    return found
+
+
+_WANTED = {
+    "plan": "a generator function of a task",
+    "verifier": "a class with __call__, or a function annotated to return one",
+    "solver": "a class with a method step, or a function annotated to return one",
+    "world": "a class",
+}
+
+
+def _makes(kind: str, target: Any) -> bool:
+    """Whether a target declares itself as this kind, so that a call-string cannot call just anything (os:system)."""
+    if kind == "plan":
+        return inspect.isgeneratorfunction(target)
+    made = target
+    if inspect.isfunction(target):
+        try:
+            made = get_type_hints(target).get("return")
+        except (NameError, TypeError):
+            return False
+    method = {"verifier": "__call__", "solver": "step", "world": "__init__"}[kind]
+    return inspect.isclass(made) and inspect.isfunction(getattr(made, method, None))

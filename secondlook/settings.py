@@ -42,12 +42,14 @@ class Settings:
     def __post_init__(self) -> None:
         if not self.prompts:
             raise ConfigError("There is no prompt. Give one in quotes, or a file of them with --prompts.")
-        if self.steps < 1:
-            raise ConfigError(f"--steps must be at least 1; got {self.steps}.")
+        for name, least, most in (("steps", 1, 10_000), ("rows", 1, 4096), ("threads", 1, 1024), ("seed", 0, 2**63)):
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                raise ConfigError(f"--{name} must be from {least} to {most}; got {value}.")
         if not (self.guidance >= 0 and self.guidance < 1e3):
             raise ConfigError(f"--guidance must be a number from 0 to 1000 (1: none); got {self.guidance}.")
-        if not self.shift > 0:
-            raise ConfigError(f"shift must be above 0; got {self.shift}.")
+        if not 0 < self.shift <= 1e3:
+            raise ConfigError(f"--shift must be above 0 and at most 1000; got {self.shift}.")
         Budget(**self.budget)  # type: ignore[arg-type]
 
     def fill(self) -> Settings:

@@ -6,6 +6,7 @@ Sources: Euler and Heun as in EDM (2206.00364, alg. 1) on the probability-flow O
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
@@ -88,6 +89,11 @@ class EulerMaruyama:
     cap: float = 4.0
     source: NoiseSource = normal
     random: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for name, value in (("scale", self.scale), ("cap", self.cap)):
+            if not 0 <= value < math.inf:
+                raise ConfigError(f"sde: {name} must be 0 or above, and finite; got {value!r}.")
 
     def evals(self, last: bool) -> int:
         return 1

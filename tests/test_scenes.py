@@ -381,7 +381,7 @@ def test_colours_must_be_near_and_as_asked() -> None:
 
 def test_shapes_must_be_of_a_fitting_size_and_filled() -> None:
     def square(side: int) -> np.ndarray:
-        picture = render([[]])[0]
+        picture: np.ndarray = render([[]])[0]
         picture[20 : 20 + side, 20 : 20 + side] = COLORS["red"]
         return picture
 

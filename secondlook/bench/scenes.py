@@ -17,9 +17,9 @@ import numpy as np
 
 from secondlook import api
 from secondlook.bench.stats import interval, macro
-from secondlook.commands import Progress
 from secondlook.engine.record import Record
 from secondlook.engine.store import LOG, Store
+from secondlook.progress import Progress
 from secondlook.registry import DEFAULTS
 from secondlook.worlds.scenes.grammar import TASKS
 from secondlook.worlds.scenes.prompts import PER_TASK, prompt_set

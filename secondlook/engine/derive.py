@@ -42,10 +42,16 @@ def start(rig: Rig, move: Move, move_of: Callable[[int], Move], state_of: Callab
     if name == "fresh":
         return rig.start(Key.parse(move["key"]))
     if name == "near":
-        pivot = start(rig, move_of(move["parent"]), move_of, state_of)
-        direction = normal([Key.parse(move["key"])], rig.shape)
+        turns = []
+        while move["name"] == "near":  # a loop: a climb may be thousands of moves deep
+            turns.append(move)
+            move = move_of(move["parent"])
+        state = start(rig, move, move_of, state_of)
+        x = state.x[0]
+        for turn in reversed(turns):
+            x = rotate(x, normal([Key.parse(turn["key"])], rig.shape)[0], turn["radius"])
         # The pivot's key stays: a neighbour of an SDE's row differs from it in the start, not in the steps' noise.
-        return replace(pivot, x=rotate(pivot.x[0], direction[0], move["radius"])[None])
+        return replace(state, x=x[None])
     parent = state_of(move["parent"])
     if name == "resume":
         return parent

@@ -20,8 +20,8 @@ from secondlook.engine.ledger import Budget, Ledger
 from secondlook.engine.record import Record, outcome_body
 from secondlook.engine.rig import Rig
 from secondlook.engine.store import Store, sha256
-from secondlook.grid import EPS
 from secondlook.errors import ReplayError, SecondlookError
+from secondlook.grid import EPS
 from secondlook.plans.moves import best
 from secondlook.types import Cost, Outcome, Plan, Proposal, State, Task
 
@@ -91,6 +91,14 @@ class Driver:
                 proposals = next(thread.plan) if outcomes is None else thread.plan.send(outcomes)
             except StopIteration:
                 return self._end(thread)
+            except SecondlookError:
+                raise
+            except Exception as error:
+                self.store.append([("failure", thread.task.index, None, {"plan": traceback.format_exc()})])
+                raise SecondlookError(
+                    f"The plan failed ({type(error).__name__}: {error}). The run is kept, with the traceback in its log; "
+                    "mend the plan and resume."
+                ) from None
             if not proposals:
                 raise SecondlookError("The plan proposed nothing; a plan ends by returning.")
             if self._admit(thread, list(proposals)):
@@ -109,7 +117,8 @@ class Driver:
             begin = start_time(proposal.move, lambda i: self._outcome(i).proposal.stop)
             price = self.rig.price(begin, proposal.stop, proposal.ask)
             recorded = self.record.outcomes.get(number)
-            if not thread.ledger.affords(price) or (recorded is None and self._late(thread, price)):
+            closed = thread.task.index in self.record.ended or self._late(thread, price)
+            if not thread.ledger.affords(price) or (recorded is None and closed):
                 thread.broke = True
                 break
             thread.count += 1
@@ -124,9 +133,13 @@ class Driver:
                     f"Outcome {number} was recorded as {recorded.proposal.move} to {recorded.proposal.stop}; the plan now "
                     f"proposes {proposal.move} to {proposal.stop}. Resume with the release that made the run."
                 )
-            thread.ledger.charge(price, self.record.costs[number])
+            self._pay(thread, price, self.record.costs[number])
             thread.outcomes[n] = recorded
         return waiting
+
+    def _pay(self, thread: Thread, price: Cost, cost: Cost) -> None:
+        thread.rate = cost.seconds / max(1, cost.nfe)
+        thread.ledger.charge(price, cost)
 
     def _late(self, thread: Thread, price: Cost) -> bool:
         """Whether a budget in seconds has no room for work of this price, by the pace seen so far."""
@@ -167,7 +180,10 @@ class Driver:
                 self._drop(job)
                 continue
             job.state = start(self.rig, job.proposal.move, lambda i: self._outcome(i).proposal.move, self._state)
-            self.active.append(job)
+            if _arrived(job):  # asked only to look at a row where it stands: no step to pay
+                self._arrive([job])
+            else:
+                self.active.append(job)
 
     def _drop(self, job: Job) -> None:
         """Give a proposal back that the clock no longer allows, and all that wait behind it."""
@@ -208,7 +224,7 @@ class Driver:
         self._share(jobs, begin, before)
         for job, state in zip(jobs, states, strict=True):
             job.state = state
-        arrived = [j for j in jobs if float(_held(j).t) >= j.proposal.stop - EPS]
+        arrived = [j for j in jobs if _arrived(j)]
         if arrived:
             self._arrive(arrived)
 
@@ -252,16 +268,21 @@ class Driver:
         self._write(jobs, pictures, for_job)
 
     def _score(self, samples: torch.Tensor, jobs: list[Job]) -> list[float]:
-        """The guiding verifier's numbers; NaN and an event where it fails, an end to the run after three in a row."""
+        """The guiding verifier's numbers for rows that ask for one, NaN for the others; NaN and an event where it fails,
+        an end to the run after three failures in a row."""
+        asked = [i for i, j in enumerate(jobs) if j.proposal.ask == "score"]
+        if not asked:
+            return [math.nan] * len(jobs)
         verifier = self.rig.verifier
         if verifier is None:
             raise SecondlookError("This rig has no verifier, and a plan asked for scores.")
         try:
-            values = [float(v) for v in verifier(samples, [j.proposal.condition for j in jobs])]
-            if len(values) != len(jobs):
-                raise ValueError(f"wanted {len(jobs)} scores, got {len(values)}")
+            found = [float(v) for v in verifier(samples[asked], [jobs[i].proposal.condition for i in asked])]
+            if len(found) != len(asked):
+                raise ValueError(f"wanted {len(asked)} scores, got {len(found)}")
             self.failures = 0
-            return values
+            scores = dict(zip(asked, found, strict=True))
+            return [scores.get(i, math.nan) for i in range(len(jobs))]
         except Exception as error:
             self.failures += 1
             text = traceback.format_exc()
@@ -276,8 +297,14 @@ class Driver:
     def _judge(self, samples: torch.Tensor, jobs: list[Job]) -> list[dict[str, float]]:
         """What those who only look say of each picture; not charged, and never seen by a plan."""
         conditions = [j.proposal.condition for j in jobs]
-        columns = {name: judge(samples, conditions) for name, judge in self.rig.judges.items()}
-        return [{name: float(column[i]) for name, column in columns.items()} for i in range(len(jobs))]
+        columns = {}
+        for name, judge in self.rig.judges.items():
+            try:
+                columns[name] = [float(v) for v in judge(samples, conditions)]
+            except Exception:  # a judge changes nothing in a run, so its failure must not end one
+                columns[name] = [math.nan] * len(jobs)
+                self.store.append([("failure", None, None, {"judge": name, "traceback": traceback.format_exc()})])
+        return [{name: column[i] for name, column in columns.items()} for i in range(len(jobs))]
 
     def _write(self, jobs: list[Job], pictures: dict[int, np.ndarray], verdicts: dict[int, tuple[float, dict[str, float]]]) -> None:
         """Pictures and states first, then one commit that reports them, then the plans go on."""
@@ -300,10 +327,13 @@ class Driver:
         self.store.append(events)
         for job in jobs:
             if job.n != BASELINE:
-                job.owner.rate = job.cost.seconds / max(1, job.cost.nfe)
-                job.owner.ledger.charge(job.price, job.cost)
+                self._pay(job.owner, job.price, job.cost)
         for thread in {id(j.owner): j.owner for j in jobs if j.n != BASELINE}.values():
             self._settle(thread)
+
+
+def _arrived(job: Job) -> bool:
+    return float(_held(job).t) >= job.proposal.stop - EPS
 
 
 def _held(job: Job) -> State:

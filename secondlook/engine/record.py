@@ -35,7 +35,7 @@ class Record:
         for event in store.events():
             try:
                 record._take(event.kind, event.task, event.outcome, event.body)
-            except (KeyError, TypeError) as error:
+            except (KeyError, TypeError, AttributeError, ValueError) as error:
                 raise DamagedError(f"Event {event.seq} of the run {store.folder} cannot be read ({error!r}).") from None
         return record
 

@@ -6,6 +6,7 @@ process killed at any moment leaves a run that can be resumed and that reports n
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import io
@@ -13,9 +14,11 @@ import json
 import os
 import sqlite3
 import time
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +26,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from secondlook.errors import ConfigError, DamagedError
+from secondlook.errors import ConfigError, DamagedError, SecondlookError
 from secondlook.noise import Key
-from secondlook.types import Cost, State
+from secondlook.types import State
 
 VERSION = 1
 LOG = "run.sqlite"
@@ -59,11 +62,15 @@ def sha256(picture: np.ndarray) -> str:
 def write_atomic(path: Path, content: bytes) -> None:
     """The whole content under its name, or nothing."""
     part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 class Store:
@@ -77,19 +84,26 @@ class Store:
     def create(folder: Path, config: dict[str, Any]) -> Store:
         """A new run in an empty or new folder."""
         refuse_full(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in ("pictures", "states"):
-            (folder / name).mkdir(exist_ok=True)
+        existed = folder.exists()
         part = folder / (LOG + ".new")
-        part.unlink(missing_ok=True)
-        db = _connect(part)
-        db.executescript(_SCHEMA)
-        values = {"version": VERSION, "config": config, "created": time.time()}
-        db.executemany("INSERT INTO meta VALUES (?, ?)", [(k, json.dumps(v)) for k, v in values.items()])
-        db.commit()
-        db.execute("PRAGMA journal_mode=DELETE")
-        db.close()
-        os.replace(part, folder / LOG)  # a folder with a log is a run; one without is none
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f'The folder "{folder}" cannot be made ({error.strerror}). Choose another --out.') from None
+        try:
+            for name in ("pictures", "states"):
+                (folder / name).mkdir(exist_ok=True)
+            for left in folder.glob(LOG + ".new*"):
+                left.unlink()
+            with _failing(folder), closing(sqlite3.connect(part)) as db:
+                db.executescript(_SCHEMA)
+                values = {"version": VERSION, "config": config, "created": time.time()}
+                db.executemany("INSERT INTO meta VALUES (?, ?)", [(k, json.dumps(v)) for k, v in values.items()])
+                db.commit()
+            os.replace(part, folder / LOG)  # a folder with a log is a run; one without is none
+        except (OSError, SecondlookError):
+            _sweep(folder, whole=not existed)
+            raise
         return Store.open(folder)
 
     @staticmethod
@@ -102,8 +116,9 @@ class Store:
             db = _connect(log)
             rows = dict(db.execute("SELECT key, value FROM meta"))
             version = json.loads(rows["version"])
-            json.loads(rows["config"])
-        except (sqlite3.DatabaseError, KeyError, ValueError) as error:
+            if not isinstance(json.loads(rows["config"])["prompts"], list):
+                raise ValueError("its configuration names no prompts")
+        except (sqlite3.DatabaseError, KeyError, TypeError, ValueError) as error:
             raise DamagedError(f"The log {log} cannot be read ({error}). Restore it from a copy, or draw anew.") from None
         if version != VERSION:
             raise ConfigError(f"The run {folder} has format {version}; this release reads format {VERSION}.")
@@ -127,7 +142,7 @@ class Store:
     def append(self, events: Sequence[tuple[str, int | None, int | None, dict[str, Any]]]) -> None:
         """Commit (kind, task, outcome, body) lines together."""
         now = time.time()
-        with self._db:
+        with _failing(self.folder), self._db:
             self._db.executemany(
                 "INSERT INTO events (kind, task, outcome, body, at) VALUES (?, ?, ?, ?, ?)",
                 [(kind, task, outcome, json.dumps(body), now) for kind, task, outcome, body in events],
@@ -155,8 +170,16 @@ class Store:
         path = self.picture_path(name)
         try:
             return np.asarray(Image.open(path).convert("RGB"))
-        except OSError as error:
+        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises depends on where a file is broken
             raise DamagedError(f"The picture {path} cannot be read ({error}). `secondlook replay` can draw it again.") from None
+
+    def checked(self, name: int | str, digest: str | None) -> np.ndarray:
+        """The picture, refused where its pixels are not the recorded ones."""
+        found = self.picture(name)
+        if digest is not None and sha256(found) != digest:
+            raise DamagedError(f"The picture {self.picture_path(name)} is not the one its run recorded. "
+                               "`secondlook replay` can draw it again.")  # fmt: skip
+        return found
 
     def save_state(self, outcome: int, state: State) -> None:
         """A one-row state that later moves may start from."""
@@ -175,9 +198,9 @@ class Store:
         try:
             with np.load(path) as file:
                 a = {k: torch.from_numpy(file[k]) for k in file.files}
-        except (OSError, ValueError, KeyError) as error:
+            key = Key(int.from_bytes(a.pop("key").numpy().tobytes(), "big"))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise DamagedError(f"The state {path} cannot be read ({error}); delete it and it will be made again.") from None
-        key = Key(int.from_bytes(a.pop("key").numpy().tobytes(), "big"))
         return State(a["x"], a["t"], (key,), a["step"], a.get("data"))
 
     def close(self) -> None:
@@ -190,12 +213,36 @@ def refuse_full(folder: Path) -> None:
         raise ConfigError(f'"{folder}" is a file; --out wants a folder.')
     if folder.is_dir() and (folder / LOG).exists():
         raise ConfigError(f'"{folder}" already holds a run. Choose another --out, or go on with `secondlook resume {folder}`.')
-    if folder.is_dir() and any(p.name != LOG + ".new" for p in folder.iterdir() if p.name not in ("pictures", "states")):
+    if folder.is_dir() and any(not _left_over(p) for p in folder.iterdir()):
         raise ConfigError(f'"{folder}" is not empty. Choose another --out; nothing was written.')
 
 
-def cost_body(cost: Cost) -> dict[str, Any]:
-    return asdict(cost)
+def _left_over(path: Path) -> bool:
+    """Whether a path is what a process killed in Store.create leaves behind."""
+    if path.name in ("pictures", "states"):
+        return path.is_dir() and not any(path.iterdir())
+    return path.name.startswith(LOG + ".new")
+
+
+def _sweep(folder: Path, whole: bool) -> None:
+    """Undo a creation that failed."""
+    for path in [p for p in folder.iterdir() if _left_over(p)]:
+        path.rmdir() if path.is_dir() else path.unlink()
+    if whole:
+        folder.rmdir()
+
+
+@contextmanager
+def _failing(folder: Path) -> Iterator[None]:
+    """SQLite's errors as ours: a full disk, or a log that broke."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if "full" not in str(error) and "I/O" not in str(error):
+            raise SecondlookError(f"The log of {folder} cannot be written ({error}).") from None
+        raise OSError(errno.ENOSPC, f"The log of {folder} cannot be written: {error}") from None
+    except sqlite3.DatabaseError as error:
+        raise DamagedError(f"The log of {folder} cannot be written ({error}).") from None
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -18,5 +18,5 @@ class EMA:
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         decay = min(self.cap, (step + 1) / (step + 10))
-        shadow, live = list(self.module.parameters()), list(module.parameters())
-        torch._foreach_lerp_(shadow, [p.detach() for p in live], 1 - decay)
+        shadow: list[torch.Tensor] = list(self.module.parameters())
+        torch._foreach_lerp_(shadow, [p.detach() for p in module.parameters()], 1 - decay)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from secondlook.models.layers import Attention, ConvFeedForward, FeedForward, modulate, position_table, time_features
+from secondlook.path import Kind
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class TextSiTConfig:
     """Sizes of a TextSiT. ``words`` is the vocabulary; ``predicts`` is one of data, velocity, noise."""
 
     words: tuple[str, ...]
-    predicts: str = "data"
+    predicts: Kind = "data"
     size: int = 64
     channels: int = 3
     patch: int = 8
@@ -103,7 +104,7 @@ class TextSiT(nn.Module):
     def __init__(self, config: TextSiTConfig):
         super().__init__()
         c = self.config = config
-        self.predicts = c.predicts
+        self.predicts: Kind = c.predicts
         self.shape = (c.channels, c.size, c.size)
         self.ids = {word: i + 2 for i, word in enumerate(c.words)}
         side, values = c.size // c.patch, c.channels * c.patch**2

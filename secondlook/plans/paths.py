@@ -25,7 +25,7 @@ def paths(
         time = start
         live = yield fresh(task, n, stop=time, ask="nothing")
         for _ in range(rounds):
-            onward = min(1.0, time + ahead)
+            onward = min(1.0, round(time + ahead, 6))  # 0.1 + 0.9 must not stop short of 1
             family = [rewind(task, path, width, time - back, stop=onward) for path in live]
             live = top((yield [p for children in family for p in children]), n)
             time = onward

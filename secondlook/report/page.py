@@ -10,7 +10,7 @@ from typing import Any
 
 from secondlook.report.charts import mean_chart
 from secondlook.report.pictures import Album
-from secondlook.report.prompt import change, prompt_section
+from secondlook.report.prompt import change, chart_key, prompt_section
 from secondlook.report.text import count, esc, mark, part, plural, score, seconds
 from secondlook.report.view import Prompted, Run, both, mean
 
@@ -136,9 +136,9 @@ def _mean(run: Run) -> str:
     if not chart:
         return ""
     return (
-        f'<section class="overall"><h2>The search, on average</h2><figure class="plot wide">{chart}<figcaption class="note">'
-        "Mean over the prompts of what is said of the best picture so far, against network evaluations for each prompt. "
-        "It begins where every prompt has a picture.</figcaption></figure></section>"
+        '<section class="overall"><div><h2>The search, on average</h2><p class="note">What is said of the best picture so '
+        "far, mean over the prompts, against the network evaluations spent on each prompt. It begins where every prompt has "
+        f'a picture.</p>{chart_key(run, True)}</div><figure class="plot">{chart}</figure></section>'
     )
 
 

@@ -79,5 +79,6 @@ def _fit(raw: bytes, pixels: np.ndarray, size: int, light: bool) -> tuple[str, b
     image = Image.fromarray(pixels)
     image.thumbnail((size, size), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    image.save(buffer, "jpeg", quality=85, subsampling=0)
+    # Colour at full resolution would add half to a thumbnail; the pair at a prompt's head shows true pixels.
+    image.save(buffer, "jpeg", quality=80 if light else 92)
     return "jpeg", buffer.getvalue()

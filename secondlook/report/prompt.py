@@ -24,10 +24,11 @@ _UNITS = {
 def prompt_section(run: Run, prompt: Prompted, album: Album, pictured: set[int], folded: bool) -> str:
     """A prompt with all that is known of it; ``folded`` where the page holds many."""
     title = f'<span class="no-of">{prompt.index + 1}</span> {esc(prompt.prompt)}'
+    alone = len(run.prompts) == 1  # no average above explains the lines
     body = (
         f'<div class="body"><p class="note">{_status(run, prompt)}</p>'
         f'<div class="two"><div>{_pair(run, prompt, album)}{_ledger(run, prompt)}</div>'
-        f'<figure class="plot">{prompt_chart(prompt, run.measures)}{_key(run)}</figure></div>'
+        f'<figure class="plot">{prompt_chart(prompt, run.measures)}<figcaption>{chart_key(run, alone)}</figcaption></figure></div>'
         f"{_candidates(prompt, album, pictured)}</div>"
     )
     if not folded:
@@ -117,21 +118,22 @@ def _limit(unit: str, spent: float, limit: float | None) -> str:
     return f'{_amount(unit, limit)}<span class="bar" aria-hidden="true"><i style="width:{share:.0f}%"></i></span>'
 
 
-def _key(run: Run) -> str:
-    """What lines and dots mean."""
+def chart_key(run: Run, full: bool) -> str:
+    """What lines and dots of the charts mean; lines are labelled in place, so ``full`` is wanted only once."""
     lines = {
-        "score": "the guiding verifier's score of the best so far",
+        "score": "the guiding verifier's score",
         "judge": "the judge's, who did not guide",
         "checker": "the exact checker's verdict: foot wrong, top right",
     }
     shown = "".join(
         f'<li><svg width="26" height="8" aria-hidden="true"><path class="line {m}" d="M1 4H25"/></svg>{lines[m]}</li>'
         for m in run.measures
+        if full
     )
-    dots = "each finished picture's score"
+    dots = "dots: each finished picture's score"
     if "checker" in run.measures:
-        dots += ": ● the checker says right, ○ wrong"
-    return f'<figcaption class="key"><ul>{shown}<li class="dots">{dots}; ◇ the unsearched picture</li></ul></figcaption>'
+        dots += ", ● checker right, ○ wrong"
+    return f'<ul class="key">{shown}<li>{dots}; ◇ unsearched</li></ul>'
 
 
 def _candidates(prompt: Prompted, album: Album, pictured: set[int]) -> str:

@@ -40,7 +40,8 @@ border:1px solid var(--rule);border-radius:14px;overflow:hidden;margin-bottom:2.
 main>section,.prompt,footer>section{background:var(--card);border:1px solid var(--rule);border-radius:14px;
 padding:clamp(1rem,3vw,1.75rem);margin:0 0 1.25rem}
 main>h2{margin:2.2rem 0 .4rem}
-section.overall{display:grid;grid-template-columns:minmax(0,1fr);gap:.6rem}
+section.overall{display:grid;grid-template-columns:minmax(0,20rem) minmax(0,1fr);gap:1rem clamp(1.5rem,4vw,3rem)}
+.overall .note{margin:.4rem 0 .8rem}.overall .plot{justify-self:end;width:100%}
 .no-of{color:var(--mute);font-weight:400;margin-right:.2em}
 .two{display:grid;grid-template-columns:minmax(0,25rem) minmax(0,1fr);gap:1.5rem clamp(1.5rem,4vw,3rem);align-items:start;margin-top:.8rem}
 .two>div{min-width:0}
@@ -67,7 +68,7 @@ th:first-child{text-align:left;padding-left:0;color:var(--mute)}
 .settings td{text-align:left}.settings th{width:30%}
 .bar{display:block;height:3px;border-radius:2px;background:var(--grid);margin-top:.25rem;min-width:3.5rem}
 .bar i{display:block;height:100%;border-radius:2px;background:var(--mute)}
-.plot{max-width:36rem}.plot.wide{max-width:44rem}
+.plot{max-width:36rem}
 .chart{display:block;width:100%;height:auto;overflow:visible}
 .chart text{font-size:12px;fill:var(--mute)}
 .chart .label{font-weight:600;margin:0}
@@ -79,8 +80,8 @@ th:first-child{text-align:left;padding-left:0;color:var(--mute)}
 .dot.hollow{fill:var(--card)}
 .dot.lit{fill:var(--won);stroke:var(--won);opacity:1;r:5.5px}
 .base{fill:var(--card);stroke:var(--ink);stroke-width:1.6}
-.key ul{list-style:none;padding:0;margin:.2rem 0 0;font-size:.8rem;color:var(--mute);display:grid;gap:.1rem}
-.key svg{margin-right:.5rem;vertical-align:middle}.key .dots{padding-left:calc(26px + .5rem)}
+.key{list-style:none;padding:0;margin:.2rem 0 0;font-size:.8rem;color:var(--mute);display:grid;gap:.15rem}
+.key svg{margin-right:.5rem;vertical-align:middle}
 .box{max-height:40rem;overflow:auto;background:var(--sunk);border-radius:10px;padding:.75rem}
 .families{display:flex;flex-wrap:wrap;gap:1rem 1.25rem;align-items:flex-start;min-width:0}
 .family{overflow-x:auto;max-width:100%;padding:3px}
@@ -145,7 +146,7 @@ pointer-events:none}
 #peek[hidden]{display:none}
 #peek img{width:128px;height:128px;object-fit:contain;border-radius:8px;flex:none}
 #peek ul{list-style:none;margin:0;padding:0;min-width:0}#peek li:first-child{font-weight:600}
-@media (max-width:56rem){.two{grid-template-columns:minmax(0,1fr)}}
+@media (max-width:56rem){.two,section.overall{grid-template-columns:minmax(0,1fr)}}
 @media (max-width:30rem){.tile .value{font-size:1.4rem}.pair{gap:.75rem}.code{flex-direction:column;align-items:stretch}
 .code button{align-self:flex-start;margin:0}.box{margin:0 -.4rem;padding:.5rem}
 #peek{left:.5rem;right:.5rem;bottom:.5rem;max-width:none}#peek img{width:96px;height:96px}

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from typing import Any
 
 from secondlook.types import Outcome
 
 UNJUDGED = "–"
+_UNFIT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def esc(value: object) -> str:
-    """Safe as text and inside a quoted attribute. Controls that would break the page's encoding become �."""
-    text = "".join(c if c in "\t\n" or (c.isprintable() or ord(c) > 0x9F) else "\ufffd" for c in str(value))
-    return html.escape(text.encode("utf-8", "replace").decode("utf-8"), quote=True)
+    """Safe as text and inside a quoted attribute. What a page may not hold (controls, lone surrogates) becomes �."""
+    return html.escape(_UNFIT.sub("\ufffd", str(value)), quote=True)
 
 
 def count(value: float) -> str:

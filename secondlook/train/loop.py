@@ -48,12 +48,13 @@ class Tick:
     seconds: float
 
 
-Loss = Callable[[nn.Module, int, torch.Generator], Tensor]
+Loss = Callable[[Callable[..., Any], int, torch.Generator], Tensor]
 
 
 def _optimizers(module: nn.Module, c: TrainConfig) -> list[torch.optim.Optimizer]:
     outer = ("embed", "patch_in", "patch_out", "table", "place", "head")
-    hidden, rest = [], []
+    hidden: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, p in module.named_parameters():
         muon = p.ndim == 2 and not any(o in name for o in outer)
         (hidden if muon else rest).append(p)
@@ -115,7 +116,7 @@ class Trainer:
         torch.save(state, part)
         os.replace(part, self.folder / "state.pt")
 
-    def _once(self, forward: nn.Module) -> float:
+    def _once(self, forward: Callable[..., Any]) -> float:
         c = self.config
         generator = torch.Generator().manual_seed((c.seed << 32) + self.step)
         for optimizer in self.optimizers:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from secondlook.flow import Flow
 from secondlook.models.text import TextSiT, TextSiTConfig
-from secondlook.path import Linear
+from secondlook.path import Kind, Linear
 from secondlook.train.loop import TrainConfig, Trainer
 from secondlook.worlds.scenes.grammar import WORDS
 from secondlook.worlds.scenes.prompts import sample_training
@@ -30,12 +31,12 @@ def batch(seed: int, step: int, count: int) -> tuple[list[str], Tensor]:
     return [p.text for p in prompts], x.contiguous()
 
 
-def trainer(folder: Path, config: TrainConfig, predicts: str = "data") -> Trainer:
+def trainer(folder: Path, config: TrainConfig, predicts: Kind = "data") -> Trainer:
     """A trainer of the base model, resuming what ``folder`` holds."""
     torch.manual_seed(config.seed)
     module = TextSiT(TextSiTConfig(words=WORDS, predicts=predicts))
 
-    def loss(forward: nn.Module, step: int, generator: torch.Generator) -> Tensor:
+    def loss(forward: Callable[..., Tensor], step: int, generator: torch.Generator) -> Tensor:
         texts, data = batch(config.seed, step, config.batch)
         drop = torch.rand(len(texts), generator=generator) < DROPOUT
         asked = [None if d else text for text, d in zip(texts, drop.tolist(), strict=True)]
@@ -51,11 +52,8 @@ def trainer(folder: Path, config: TrainConfig, predicts: str = "data") -> Traine
 class _Named:
     """A (perhaps compiled) forward pass under the names a flow reads."""
 
-    def __init__(self, forward: nn.Module, module: TextSiT):
+    def __init__(self, forward: Callable[..., Tensor], module: TextSiT):
         self.forward, self.predicts, self.shape = forward, module.predicts, module.shape
 
-    def __call__(self, x: Tensor, t: Tensor, cond: object) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, cond: Any) -> Tensor:
         return self.forward(x, t, cond)
-
-
-__all__ = ["TrainConfig", "batch", "replace", "trainer"]

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from secondlook.errors import DamagedError, ShapeError
+from secondlook.errors import ConfigError, DamagedError, ShapeError
+from secondlook.models import checkpoint
 from secondlook.types import Condition
 from secondlook.verify.networks import Film, NetworkConfig, Tokens, build, tokenize
 
-FORMAT = "secondlook-verifier-1"
 ROWS = 16
 
 
@@ -64,25 +62,19 @@ class LearnedVerifier:
         return self.logits(samples, conditions).sigmoid()
 
 
-def save_verifier(network: Tokens | Film, path: Path, name: str) -> None:
-    """Weights as safetensors, the configuration and name in the file's metadata."""
-    meta = {"format": FORMAT, "name": name, "config": json.dumps(asdict(network.config))}
+def save_verifier(network: Tokens | Film, path: Path, facts: dict[str, Any] | None = None) -> None:
+    """Weights as safetensors; the configuration and facts about the training in the file's metadata."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in network.state_dict().items()}, path, meta)
+    checkpoint.save(network, path, asdict(network.config), facts)
 
 
-def load_verifier(path: Path | str) -> LearnedVerifier:
-    """The verifier a file holds; DamagedError where it cannot be read or is something else."""
+def load_verifier(path: Path | str, name: str = "learned") -> LearnedVerifier:
+    """The verifier a file holds, under ``name``; DamagedError where it cannot be read or is something else."""
+    path = Path(path)
+    settings = checkpoint.read_config(path)
     try:
-        with safe_open(path, "pt") as file:
-            meta = file.metadata() or {}
-            if meta.get("format") != FORMAT:
-                raise ValueError(f"its format is {meta.get('format')!r}, not {FORMAT!r}")
-            settings = json.loads(meta["config"])
-            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         network = build(NetworkConfig(**{**settings, "words": tuple(settings["words"])}))
-        network.load_state_dict(weights)
-        return LearnedVerifier(network, meta["name"])
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DamagedError(f"The verifier {path} cannot be read ({reason}); fetch or train it again.") from None
+    except (TypeError, KeyError, ConfigError) as error:
+        raise DamagedError(f"The weights {path} describe no verifier this release knows ({error}).") from None
+    checkpoint.fill(network, path)
+    return LearnedVerifier(network, name)

@@ -28,6 +28,7 @@ RADII = (5.5, 12.5)  # accepted radius, pixels
 RELATION_MARGIN = 6.0  # pixels
 _RADIUS_STEPS = (-0.6, -0.3, 0.0, 0.3, 0.6)
 _SHIFTS = (-1 / 3, 0.0, 1 / 3)
+_CHUNK = 64  # pictures at a time, so that what is computed of them stays in the processor's cache
 _BORDER = 4  # pixels around the box on which templates are drawn, so that their whole area is counted
 # Width and height of a shape's bounding box, per unit of radius.
 _EXTENT = {"circle": (2.0, 2.0), "square": (1.76, 1.76), "triangle": (2.0, 1.8), "cross": (2.0, 2.0)}
@@ -100,6 +101,12 @@ def detect_batch(pictures: np.ndarray) -> list[Seen]:
             f"The checker reads uint8 pictures [B, {SIZE}, {SIZE}, 3]; it was given {pictures.dtype} "
             f"{list(pictures.shape)}. Convert with round and clip, channels last."
         )
+    chunks = [pictures[at : at + _CHUNK] for at in range(0, len(pictures), _CHUNK)]
+    return [seen for chunk in chunks for seen in _detect(chunk)]
+
+
+def _detect(pictures: np.ndarray) -> list[Seen]:
+    """``detect_batch`` of at least one picture."""
     away = pictures.astype(np.int32) - np.array(BACKGROUND, np.int32)
     foreground = np.einsum("bijc,bijc->bij", away, away) > FOREGROUND**2
     labels, count = ndimage.label(foreground, _IN_PLANE)
@@ -107,7 +114,7 @@ def detect_batch(pictures: np.ndarray) -> list[Seen]:
     colors = _colors(pictures, foreground, labels, count)
     found: list[list[Found]] = [[] for _ in pictures]
     litter = [0] * len(pictures)
-    for k, place in enumerate(ndimage.find_objects(labels, count), start=1):
+    for k, place in enumerate(ndimage.find_objects(labels), start=1):
         size, picture = int(sizes[k]), place[0].start
         if size < SMALLEST:
             litter[picture] += size

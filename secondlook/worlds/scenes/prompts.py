@@ -77,7 +77,7 @@ def _hard(rng: random.Random) -> list[Prompt]:
     prompts = []
     for atoms in HARD_ATOMS:
         for i in range(PER_ATOMS):
-            prompts.append(_draw(lambda: _compound(rng), atoms > HARD_ATOMS[0] and i % 3 == 0, atoms))  # noqa: B023
+            prompts.append(_draw(lambda: _compound(rng), atoms > HARD_ATOMS[0] and i % 3 == 0, atoms))
     return prompts
 
 

@@ -1,0 +1,119 @@
+"""Pictures of the base model on training prompts, sampled as the product samples them: food for verifiers and critics."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from secondlook.errors import DamagedError
+from secondlook.flow import ClassifierFree, Flow
+from secondlook.grid import grid
+from secondlook.models.checkpoint import load
+from secondlook.models.text import Encoded, TextSiT, TextSiTConfig
+from secondlook.noise import Key, normal
+from secondlook.path import Linear
+from secondlook.solve import Euler, integrate
+from secondlook.types import State
+from secondlook.worlds.scenes.checker import check
+from secondlook.worlds.scenes.grammar import WORDS, Prompt, parse
+from secondlook.worlds.scenes.prompts import prompt_set, sample_training
+
+SHIFT = 3.0
+GUIDANCE = (2.0, 2.5, 3.0, 3.5)
+STEPS = (16, 20, 20, 24)
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Samples:
+    """pictures uint8 [N, 64, 64, 3], their prompts' texts, and whether the checker finds each right, bool [N]."""
+
+    pictures: np.ndarray
+    texts: tuple[str, ...]
+    right: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        return [parse(t) for t in self.texts]
+
+    def save(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(path, pictures=self.pictures, texts=np.array(self.texts), right=self.right)
+
+    @staticmethod
+    def load(*paths: Path) -> Samples:
+        """All samples of some files; DamagedError naming the first that cannot be read."""
+        parts = []
+        for path in paths:
+            try:
+                with np.load(path) as file:
+                    parts.append((file["pictures"], file["texts"], file["right"]))
+            except Exception as error:
+                raise DamagedError(f"The samples {path} cannot be read ({error}); collect them again.") from None
+        pictures, texts, right = (np.concatenate(p) for p in zip(*parts, strict=True))
+        return Samples(pictures, tuple(str(t) for t in texts), right)
+
+
+def base_network(path: Path) -> TextSiT:
+    """The base model from its weights, or the moving average in a training's ``state.pt``."""
+    if path.suffix != ".pt":
+        return load(path)
+    network = TextSiT(TextSiTConfig(words=WORDS))
+    network.load_state_dict(torch.load(path, weights_only=True)["ema"])
+    return network.eval().requires_grad_(False)
+
+
+def draw(network: TextSiT, prompts: Sequence[str], keys: Sequence[Key], steps: int, guidance: float) -> np.ndarray:
+    """Pictures uint8 [B, 64, 64, 3] by Euler with classifier-free guidance, in bfloat16."""
+
+    def join(cond: Encoded, rows: int) -> Encoded:
+        return Encoded.stack([cond, null.rows([0] * rows)])
+
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        cond, null = network.encode(prompts), network.encode([None])
+        flow = Flow(network, Linear(), ClassifierFree(guidance, join))
+        n = len(prompts)
+        start = State(normal(keys, network.shape), torch.zeros(n), tuple(keys), torch.zeros(n, dtype=torch.long))
+        x = integrate(flow, Euler(), start, grid(steps, SHIFT), cond).x
+    return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def collect(weights: Path, count: int, out: Path, seed: int) -> Iterator[int]:
+    """``count`` samples on the training mixture of prompts to ``out``, batch by batch; yields how many are done.
+
+    Guidance and steps vary by batch around the product's. Deterministic by ``seed``, on one machine.
+    """
+    network, rng, root = base_network(weights), random.Random(f"samples-{seed}"), Key.root(seed).child("samples")
+    texts: list[str] = []
+    pictures: list[np.ndarray] = []
+    while len(texts) < count:
+        batch = [sample_training(rng).text for _ in range(min(BATCH, count - len(texts)))]
+        keys = [root.child(len(texts) + i) for i in range(len(batch))]
+        pictures.append(draw(network, batch, keys, rng.choice(STEPS), rng.choice(GUIDANCE)))
+        texts += batch
+        yield len(texts)
+    _labelled(np.concatenate(pictures), texts).save(out)
+
+
+def collect_set(weights: Path, name: str, each: int, out: Path, seed: int, every: int = 1) -> Iterator[int]:
+    """``each`` samples of every ``every``-th prompt of a fixed set, at the product's settings: for evaluation only."""
+    network, root = base_network(weights), Key.root(seed).child(name)
+    rows = [(i, j, p.text) for i, p in enumerate(prompt_set(name)) if i % every == 0 for j in range(each)]
+    pictures = []
+    for start in range(0, len(rows), BATCH):
+        part = rows[start : start + BATCH]
+        pictures.append(draw(network, [t for *_, t in part], [root.child(i, j) for i, j, _ in part], 20, 2.5))
+        yield start + len(part)
+    _labelled(np.concatenate(pictures), [t for *_, t in rows]).save(out)
+
+
+def _labelled(pictures: np.ndarray, texts: Sequence[str]) -> Samples:
+    return Samples(pictures, tuple(texts), check(pictures, [parse(t) for t in texts]))

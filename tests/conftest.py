@@ -1,0 +1,38 @@
+"""Fixtures every test may use. One thread: pictures are compared bit for bit, and machines are shared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from secondlook.engine.rig import Rig
+from secondlook.models import checkpoint
+from secondlook.models.text import TextSiT
+from tests.helpers import tiny_network, tiny_rig
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def network() -> TextSiT:
+    return tiny_network()
+
+
+@pytest.fixture(scope="session")
+def weights(network: TextSiT, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny network on disk, as the command line reads it."""
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    checkpoint.save(network, path, network.describe(), {"steps": 0})
+    return path
+
+
+@pytest.fixture
+def rig(network: TextSiT) -> Rig:
+    return tiny_rig(network)
