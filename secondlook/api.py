@@ -18,6 +18,7 @@ from secondlook import settings as conf
 from secondlook.config import parse_call
 from secondlook.engine.driver import Driver, Progress, replay
 from secondlook.engine.ledger import Budget
+from secondlook.engine.outlook import first_picture
 from secondlook.engine.record import Record
 from secondlook.engine.rig import Rig, build_flow
 from secondlook.engine.store import Store, refuse_full, sha256
@@ -85,9 +86,10 @@ def budget_of(s: Settings, rig: Rig) -> Budget:
     sample = rig.price(0.0, 1.0, "score")
     budget = Budget(**s.budget)  # type: ignore[arg-type]
     budget.refuse_less_than(sample)
-    ends = parse_call(s.plan).name == "random"
-    if budget.endless and not ends:
-        return Budget(nfe=conf.DEFAULT_SAMPLES * sample.nfe)
+    if budget.endless and parse_call(s.plan).name != "random":
+        budget = Budget(nfe=conf.DEFAULT_SAMPLES * sample.nfe)
+    plan = conf.make_plan(s.plan)(Task(0, Condition(), Key(0), grid(s.steps, s.shift)))
+    budget.refuse_less_than(first_picture(plan, rig), f"The first picture of {s.plan}")
     return budget
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from secondlook.errors import ConfigError, ShapeError
 from secondlook.worlds.scenes import grammar
-from secondlook.worlds.scenes.checker import Found, Seen, check, detect, detect_batch, judge
+from secondlook.worlds.scenes.checker import Found, Seen, Verdict, check, detect, detect_batch, judge
 from secondlook.worlds.scenes.corrupt import KINDS, corrupt, satisfies
 from secondlook.worlds.scenes.grammar import COLORS, RELATIONS, SHAPES, TASKS, Group, Prompt, from_metadata, parse
 from secondlook.worlds.scenes.prompts import SETS, prompt_set, sample_task, sample_training
@@ -31,7 +31,7 @@ SPEC_METADATA = """\
 {"tag": "position", "include": [{"class": "square", "count": 1}, {"class": "circle", "count": 1, "position": ["left of", 0]}], "prompt": "a circle left of a square"}
 {"tag": "counting", "include": [{"class": "square", "count": 3}], "exclude": [{"class": "square", "count": 4}], "prompt": "three squares"}
 {"tag": "color_attr", "include": [{"class": "circle", "count": 1, "color": "red"}, {"class": "square", "count": 1, "color": "blue"}], "prompt": "a red circle and a blue square"}
-""".splitlines()  # noqa: E501 (verbatim)
+""".splitlines()
 
 
 @cache
@@ -72,7 +72,7 @@ def test_compound_prompts_are_read_back() -> None:
     rng = random.Random(3)
     for _ in range(2000):
         prompt = sample_task("compound", rng)
-        assert prompt.tag == "compound" and prompt.objects <= 4
+        assert (prompt.tag, prompt.objects <= 4) == ("compound", True)
         assert parse(prompt.text) == prompt == from_metadata(json.loads(json.dumps(prompt.metadata())))
 
 
@@ -102,12 +102,8 @@ def test_metadata_is_the_specified_line(line: str) -> None:
     record = json.loads(line)
     assert json.dumps(parse(record["prompt"]).metadata()) == line
     assert from_metadata(record).text == record["prompt"]
-
-
-def test_metadata_that_contradicts_its_prompt_is_refused() -> None:
-    record = parse("a circle").metadata() | {"include": [{"class": "square", "count": 1}]}
     with pytest.raises(ConfigError, match="include"):
-        from_metadata(record)
+        from_metadata(record | {"include": [{"class": "cross", "count": 1}]})
 
 
 @pytest.mark.parametrize(
@@ -154,29 +150,28 @@ def test_held_out_is_the_fifth_with_the_lowest_digests() -> None:
 
 
 def test_held_out_combinations_are_found_in_every_wording() -> None:
+    def plural(words: str) -> str:
+        return words + ("es" if words.endswith("cross") else "s")
+
     reverse = {"left": "right of", "above": "below"}
     for text in grammar.held_out():
+        spare = next(s for s in SHAPES if s not in text)
         if " + " in text:
             first, second = text.split(" + ")
-            spare = next(s for s in SHAPES if s not in text)
             said = [f"a {first} and a {second}", f"a {second} and a {first}", f"a {second} below a {first}"]
-            said += [f"a {spare} above a {first} and a {second}", f"two {_plural(second)} and a {spare} and a {first}"]
+            said += [f"a {spare} above a {first} and a {second}", f"two {plural(second)} and a {spare} and a {first}"]
         else:
             words = text.split()
             a, way, b = words[0], words[1], words[-1]
-            spare = next(s for s in SHAPES if s not in text)
             said = [f"a {text.removesuffix(b)}a {b}", f"a {b} {reverse[way]} a {a}"]
-            said += [f"a red {b} {reverse[way]} a red {a} and two {_plural(spare)}"]
+            said += [f"a red {b} {reverse[way]} a red {a} and two {plural(spare)}"]
         for wording in said:
             prompt = parse(wording)
-            assert text in prompt.says() and prompt.held_out, wording
+            assert prompt.held_out, wording
+            assert text in prompt.says(), wording
     assert parse("a red circle and a red square").says() == set()
     assert parse("a circle right of a square").says() == {"square left of circle"}
     assert parse("a circle below a square").says() == {"square above circle"}
-
-
-def _plural(words: str) -> str:
-    return words + ("es" if words.endswith("cross") else "s")
 
 
 def test_training_prompts_are_never_held_out_and_follow_the_mixture() -> None:
@@ -211,7 +206,7 @@ def test_task_sets_have_fifty_prompts_a_task_and_half_held_out(name: str) -> Non
 @pytest.mark.parametrize("name", ["scenes-hard-dev", "scenes-hard-test"])
 def test_hard_sets_have_thirty_prompts_an_atom_count_and_a_quarter_held_out(name: str) -> None:
     prompts = prompt_set(name)
-    assert len(prompts) == 120 and {p.tag for p in prompts} == {"compound"}
+    assert [p.tag for p in prompts] == ["compound"] * 120
     assert [sum(p.atoms == n for p in prompts) for n in (3, 4, 5, 6)] == [30] * 4
     assert sum(p.held_out for p in prompts) == 30
 
@@ -222,22 +217,19 @@ def test_hard_sets_have_thirty_prompts_an_atom_count_and_a_quarter_held_out(name
 def distance(shape: str, dx: float, dy: float, r: float) -> float:
     """The specification's signed distances, written again one number at a time."""
     ax, ay = abs(dx), abs(dy)
-    match shape:
-        case "circle":
-            return math.sqrt(dx * dx + dy * dy) - r
-        case "square":
-            return max(ax, ay) - 0.88 * r
-        case "cross":
-            return min(max(ax - r, ay - 0.36 * r), max(ax - 0.36 * r, ay - r))
-        case _:
-            return max(dy - 0.8 * r, (1.8 * ax - dy - r) / math.sqrt(1 + 1.8 * 1.8))
+    return {
+        "circle": math.sqrt(dx * dx + dy * dy) - r,
+        "square": max(ax, ay) - 0.88 * r,
+        "cross": min(max(ax - r, ay - 0.36 * r), max(ax - 0.36 * r, ay - r)),
+        "triangle": max(dy - 0.8 * r, (1.8 * ax - dy - r) / math.sqrt(1 + 1.8 * 1.8)),
+    }[shape]
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_pixels_follow_the_signed_distances(seed: int) -> None:
     scene = sample_scene(parse("a circle and a square and a triangle and a cross"), random.Random(seed))
     picture = render([scene])[0]
-    assert picture.shape == (64, 64, 3) and picture.dtype == np.uint8
+    assert (picture.shape, picture.dtype) == ((64, 64, 3), np.uint8)
     for row, column in product(range(64), repeat=2):
         value = list(map(float, BACKGROUND))
         for t in scene:
@@ -252,18 +244,19 @@ def test_pixels_worked_out_by_hand() -> None:
     assert square[40, 38].tolist() == [198, 198, 199]  # d = 8.5 - 8.8 = -0.3, coverage 0.8
     assert square[40, 39].tolist() == list(BACKGROUND)  # d = 0.7
     triangle = render([[Thing("triangle", "red", 32.5, 32.5, 10.0)]])[0]
-    assert triangle[24, 32].tolist() == [220, 40, 40] and triangle[24, 30].tolist() == list(BACKGROUND)  # apex up
+    assert triangle[24, [30, 32]].tolist() == [list(BACKGROUND), [220, 40, 40]]  # apex up
 
 
 def test_scenes_keep_the_rules_and_mean_their_prompt() -> None:
     for prompt, scene in zip(*fresh(400, 21), strict=True):
-        assert apart(scene) and related(scene, prompt.relation) and satisfies(scene, prompt)
+        assert all((apart(scene), related(scene, prompt.relation), satisfies(scene, prompt)))
         for t in scene:
-            assert 7 <= t.r <= 10.5 and t.r + 2 <= min(t.cx, t.cy) and max(t.cx, t.cy) <= 62 - t.r
+            assert 7 <= t.r <= 10.5
+            assert t.r + 2 <= min(t.cx, t.cy) <= max(t.cx, t.cy) <= 62 - t.r
 
 
 def test_a_batch_renders_as_its_scenes_do_alone() -> None:
-    scenes = fresh(16, 22)[1]
+    scenes = fresh(200, 41)[1]  # more than one chunk
     assert np.array_equal(render(scenes), np.concatenate([render([s]) for s in scenes]))
 
 
@@ -309,13 +302,12 @@ def found(shape: str, x: float, y: float, color: str = "red") -> Found:
 def test_what_is_seen_in_a_picture() -> None:
     scene = [circle_at(), Thing("triangle", "cyan", 45.0, 40.0, 8.0)]
     seen = detect(render([scene])[0])
-    assert [(f.shape, f.color, f.recognised) for f in seen.found] == [
-        ("circle", "red", True),
-        ("triangle", "cyan", True),
-    ]
-    assert seen.litter == 0 and not seen.littered
+    assert [(f.shape, f.color) for f in seen.found] == [("circle", "red"), ("triangle", "cyan")]
+    assert (seen.litter, seen.littered) == (0, False)
     for f, t in zip(seen.found, scene, strict=True):
-        assert abs(f.radius - t.r) < 0.8 and f.iou > 0.85
+        assert f.recognised
+        assert f.iou > 0.85
+        assert abs(f.radius - t.r) < 0.8
         assert max(abs(p - q) for p, q in zip(f.center, t.box_center, strict=True)) <= 1
 
 
@@ -323,22 +315,21 @@ def test_litter_may_be_twelve_pixels_and_no_more() -> None:
     prompt = parse("a red circle")
     picture = render([[circle_at()]])[0]
     picture[50, 10:17] = picture[55, 10:15] = (240, 240, 240)  # 7 and 5 pixels
-    assert judge(picture, prompt).right and detect(picture).litter == 12
+    assert (judge(picture, prompt).right, detect(picture).litter) == (True, 12)
     picture[60, 60] = (240, 240, 240)
     verdict = judge(picture, prompt)
-    assert not verdict.right and verdict.atoms == (True, True) and "13 pixels" in verdict.why
+    assert (verdict.right, verdict.atoms) == (False, (True, True))
+    assert "13 pixels" in verdict.why
     picture[50, 10:18] = (240, 240, 240)  # eight together are an object, and no shape
     seen = detect(picture)
-    assert seen.litter == 6 and [f.shape for f in seen.found] == ["circle", None]
+    assert (seen.litter, [f.shape for f in seen.found]) == (6, ["circle", None])
     assert "none of the shapes" in judge(seen, prompt).why
 
 
 def test_diagonal_neighbours_are_apart() -> None:
     picture = render([[]])[0]
-    for k in range(10):
-        picture[20 + k, 20 + k] = (240, 240, 240)
-    seen = detect(picture)
-    assert seen.found == () and seen.litter == 10
+    picture[range(20, 30), range(20, 30)] = (240, 240, 240)
+    assert detect(picture) == Seen((), 10)
 
 
 @pytest.mark.parametrize("count", range(5))
@@ -348,9 +339,10 @@ def test_counts_are_exact(count: int) -> None:
     assert judge(picture, parse("two circles")).atoms == (count > 0, count == 2)
     assert judge(picture, parse("two circles")).right == (count == 2)
     single = judge(picture, parse("a circle"))
-    assert single.atoms == (count == 1,) and single.right == (count == 1)
-    if count == 3:
-        assert judge(picture, parse("two circles")).why == "There are 3 circles where 2 should be."
+    assert (single.right, single.atoms) == (count == 1, (count == 1,))
+    assert single.why == {0: "There are no circles where 1 should be.", 1: ""}.get(
+        count, f"There are {count} circles where 1 should be."
+    )
 
 
 @pytest.mark.parametrize(
@@ -364,8 +356,7 @@ def test_a_relation_needs_more_than_six_pixels_and_the_larger_axis(dx: float, dy
     a, b = found("circle", 30, 30), found("square", 30 + dy, 30 + dx)
     assert judge(Seen((b, a)), parse("a circle above a square")).right == right
     verdict = judge(Seen((b, a)), parse("a square below a circle"))
-    assert verdict.right == right and verdict.atoms == (True, True, right)
-    assert verdict.why == ("" if right else "The square is not below the circle.")
+    assert verdict == Verdict(right, (True, True, right), "" if right else "The square is not below the circle.")
 
 
 def test_colours_must_be_near_and_as_asked() -> None:
@@ -376,7 +367,8 @@ def test_colours_must_be_near_and_as_asked() -> None:
     seen = detect(gray)
     assert [(f.shape, f.color, f.recognised) for f in seen.found] == [("circle", None, False)]
     verdict = judge(seen, parse("a circle"))
-    assert not verdict.right and verdict.atoms == (True,) and "none of the colours" in verdict.why
+    assert (verdict.right, verdict.atoms) == (False, (True,))
+    assert "none of the colours" in verdict.why
 
 
 def test_shapes_must_be_of_a_fitting_size_and_filled() -> None:
@@ -395,7 +387,8 @@ def test_shapes_must_be_of_a_fitting_size_and_filled() -> None:
 def test_nothing_else_may_be_there() -> None:
     picture = render([[circle_at(), Thing("square", "blue", 45.0, 45.0, 8.0)]])[0]
     verdict = judge(picture, parse("a circle"))
-    assert not verdict.right and verdict.atoms == (True,) and "square" in verdict.why
+    assert (verdict.right, verdict.atoms) == (False, (True,))
+    assert "square" in verdict.why
     assert judge(picture, parse("a red circle and a blue square")).right
 
 
@@ -405,7 +398,8 @@ def test_right_is_every_atom_and_nothing_else() -> None:
         for prompt in (own, prompts[0], prompts[1]):
             verdict = judge(seen, prompt)
             assert len(verdict.atoms) == prompt.atoms
-            assert verdict.right == (verdict.why == "") and (not verdict.right or all(verdict.atoms))
+            assert verdict.right == (verdict.why == "")
+            assert all(verdict.atoms) or not verdict.right
 
 
 def test_pictures_of_another_form_are_refused() -> None:

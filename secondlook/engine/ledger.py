@@ -31,12 +31,12 @@ class Budget:
         limits = asdict(self)
         return all(limits[k] is None or getattr(cost, k) <= limits[k] for k in limits)
 
-    def refuse_less_than(self, sample: Cost) -> None:
-        """ConfigError where not even one sample can be paid."""
+    def refuse_less_than(self, sample: Cost, what: str = "One sample") -> None:
+        """ConfigError where not even the first sample (or whatever is needed to get one) can be paid."""
         for name, limit in asdict(self).items():
             price = getattr(sample, name)
             if limit is not None and name != "seconds" and limit < price:
-                raise ConfigError(f"One sample costs {price} {name} here; the budget of {limit} {name} buys none. Raise it.")
+                raise ConfigError(f"{what} costs {price} {name} here; the budget of {limit} {name} buys none. Raise it.")
 
 
 @dataclass

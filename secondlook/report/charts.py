@@ -12,9 +12,9 @@ import numpy as np
 from secondlook.report.text import count, describe, esc, part, score, verdict
 from secondlook.report.view import MEASURES, Prompted, Run, Step
 
-WIDTH, HEIGHT = 420, 232
-LEFT, RIGHT, TOP, BOTTOM = 34, 92, 12, 40
-LABEL_GAP = 14.0
+WIDTH, HEIGHT = 430, 236
+LEFT, RIGHT, TOP, BOTTOM = 34, 106, 12, 42
+LABEL_GAP = 15.0
 _MOST_POINTS = 240  # of a mean curve; more cannot be seen
 
 
@@ -80,11 +80,13 @@ def mean_chart(run: Run) -> str:
     for name in run.measures:
         values = _mean_over(tracks, name, places)
         points = [(float(x), float(y)) for x, y in zip(places, values, strict=True)]
-        last = f"{values[-1]:.0%} right" if name == "checker" and not math.isnan(values[-1]) else score(float(values[-1]))
+        last = f"{values[-1]:.0%}" if name == "checker" and not math.isnan(values[-1]) else score(float(values[-1]))
         lines.append(Line(name, [*points, (float(end), points[-1][1])], last))
     frame = _frame([y for x, y in lines[0].points], end)
     told = [f"{line.name} {score(line.points[0][1])} to {score(line.points[-1][1])}" for line in lines]
-    return _svg(frame, lines, "", f"Mean best so far over {count(end)} network evaluations a prompt: {'; '.join(told)}.")
+    return _svg(
+        frame, lines, "", f"Mean best so far over {count(end)} network evaluations a prompt: {'; '.join(told)}."
+    )
 
 
 def _mean_over(tracks: Sequence[Sequence[Step]], name: str, places: np.ndarray) -> np.ndarray:
@@ -133,9 +135,11 @@ def _axes(frame: Frame) -> str:
             parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
     foot = HEIGHT - BOTTOM
     for at in _ticks(frame.end):
-        parts.append(f'<text class="tick" x="{frame.x(at):.1f}" y="{foot + 16}" text-anchor="middle">{count(at)}</text>')
+        parts.append(
+            f'<text class="tick" x="{frame.x(at):.1f}" y="{foot + 17}" text-anchor="middle">{count(at)}</text>'
+        )
     middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text class="tick" x="{middle:.0f}" y="{foot + 33}" text-anchor="middle">network evaluations</text>')
+    parts.append(f'<text class="tick" x="{middle:.0f}" y="{foot + 35}" text-anchor="middle">network evaluations</text>')
     return "".join(parts)
 
 

@@ -102,7 +102,9 @@ def _family(root: Outcome, children: dict[int | None, list[Outcome]], line: set[
         rows.append(row)
     width, height = _arrange(rows)
     where = {o.id: _at(panel, i) for row in rows for panel in row for i, o in enumerate(panel.members)}
-    links = "".join(_link(where[p.parent], p, any(o.id in line for o in p.members)) for r in rows for p in r if p.parent is not None)
+    links = "".join(
+        _link(where[p.parent], p, any(o.id in line for o in p.members)) for r in rows for p in r if p.parent is not None
+    )
     panels = "".join(_panel(p, card) for row in rows for p in row)
     return (
         f'<div class="family" tabindex="0" role="group" aria-label="Family of outcome {root.id}">'
@@ -160,7 +162,9 @@ def _card(outcome: Outcome, prompt: Prompted, album: Album, pictured: bool, on_l
     if pictured:
         picture = album.thumb(outcome.id, alt)
     else:
-        picture = f'<span class="blank" role="img" aria-label="{esc(alt)}">{"" if outcome.finished else "no look"}</span>'
+        picture = (
+            f'<span class="blank" role="img" aria-label="{esc(alt)}">{"" if outcome.finished else "no look"}</span>'
+        )
     time = "" if outcome.finished else f'<span class="time">t {outcome.proposal.stop:.2g}</span>'
     star = '<span class="star">★ winner</span>' if won else ""
     said = score(outcome.score) if outcome.proposal.ask == "score" else ""

@@ -158,7 +158,9 @@ def _glance(p: Prompted, album: Album) -> str:
     base = p.base.score if p.base is not None else math.nan
     numbers = "no picture yet"
     if p.winner is not None:
-        signs = change(mark(part(p.base, "checker")) or "–", mark(part(p.winner, "checker"))) if p.base is not None else ""
+        signs = (
+            change(mark(part(p.base, "checker")) or "–", mark(part(p.winner, "checker"))) if p.base is not None else ""
+        )
         signs = signs if "checker" in p.winner.parts else ""
         numbers = f"{change(score(base), score(p.winner.score))} <span>{signs}</span>"
     return (
@@ -179,7 +181,9 @@ def _foot(run: Run, album: Album) -> str:
     )
     blocks += [_failures(run), _faults(album), _configuration(run)]
     words = "".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in _WORDS.items())
-    blocks.append(f'<details class="plain"><summary>Words on this page</summary><dl class="words">{words}</dl></details>')
+    blocks.append(
+        f'<details class="plain"><summary>Words on this page</summary><dl class="words">{words}</dl></details>'
+    )
     return f"<footer>{''.join(blocks)}</footer>"
 
 
@@ -200,7 +204,9 @@ def _failures(run: Run) -> str:
         trace = str(failure.get("traceback") or failure)
         last = trace.strip().splitlines()[-1] if trace.strip() else "no traceback"
         name = esc(failure.get("verifier", "a part of the run"))
-        items.append(f"<details><summary><b>{name}</b> {esc(last)}</summary><pre tabindex=\"0\">{esc(trace)}</pre></details>")
+        items.append(
+            f'<details><summary><b>{name}</b> {esc(last)}</summary><pre tabindex="0">{esc(trace)}</pre></details>'
+        )
     number = plural(len(items), "failure")
     return f'<section class="failures"><h2>{number}</h2><p class="note">What failed was scored –, never 0.</p>{"".join(items)}</section>'
 

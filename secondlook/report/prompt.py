@@ -27,8 +27,9 @@ def prompt_section(run: Run, prompt: Prompted, album: Album, pictured: set[int],
     alone = len(run.prompts) == 1  # no average above explains the lines
     body = (
         f'<div class="body"><p class="note">{_status(run, prompt)}</p>'
-        f'<div class="two"><div>{_pair(run, prompt, album)}{_ledger(run, prompt)}</div>'
-        f'<figure class="plot">{prompt_chart(prompt, run.measures)}<figcaption>{chart_key(run, alone)}</figcaption></figure></div>'
+        f'<div class="two"><div class="seen">{_pair(run, prompt, album)}</div><figure class="plot">'
+        f"{prompt_chart(prompt, run.measures)}<figcaption>{chart_key(run, alone)}</figcaption></figure>"
+        f'<div class="paid">{_ledger(run, prompt)}</div></div>'
         f"{_candidates(prompt, album, pictured)}</div>"
     )
     if not folded:
@@ -82,11 +83,11 @@ def _figure(title: str, outcome: Outcome, name: str | int, prompt: Prompted, alb
         said = f"{verdict(value)} {mark(value)}" if key == "checker" else score(value)
         facts.append((key, said, key if key in ("judge", "checker") else ""))
     rows = "".join(f'<div class="{kind}"><dt>{esc(k)}</dt><dd>{v}</dd></div>' for k, v, kind in facts)
-    number = f' <span class="mute">outcome {outcome.id}</span>' if outcome.id >= 0 else ""
+    number = f"outcome {outcome.id}" if outcome.id >= 0 else "drawn apart"
     kind = "shot won" if title.startswith("★") else "shot"
     return (
         f'<figure class="{kind}"><div class="big">{album.large(name, alt)}</div>'
-        f'<figcaption><strong title="{esc(describe(outcome))}">{title}</strong>{number}<dl>{rows}</dl></figcaption></figure>'
+        f'<figcaption><strong title="{esc(describe(outcome))}">{title}</strong> <span class="mute">{number}</span><dl>{rows}</dl></figcaption></figure>'
     )
 
 
@@ -101,7 +102,11 @@ def _ledger(run: Run, prompt: Prompted) -> str:
         cells += [_amount(unit, base[unit])] if base is not None else []
         rows.append(f'<tr><th scope="row">{name}</th>' + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
     extra = '<th scope="col">Unsearched</th>' if base is not None else ""
-    note = '<p class="note">The unsearched picture was drawn apart and is not charged to the search.</p>' if base is not None else ""
+    note = (
+        '<p class="note">The unsearched picture was drawn apart and is not charged to the search.</p>'
+        if base is not None
+        else ""
+    )
     head = f'<tr><th scope="col">Ledger</th><th scope="col">Spent</th><th scope="col">Budget</th>{extra}</tr>'
     table = f'<table class="ledger"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table>'
     return f'<div class="scroll" tabindex="0" role="group" aria-label="Ledger">{table}</div>{note}'
@@ -126,21 +131,26 @@ def chart_key(run: Run, full: bool) -> str:
         "checker": "the exact checker's verdict: foot wrong, top right",
     }
     shown = "".join(
-        f'<li><svg width="26" height="8" aria-hidden="true"><path class="line {m}" d="M1 4H25"/></svg>{lines[m]}</li>'
+        f'<li><svg width="26" height="8" aria-hidden="true"><path class="line {m}" d="M1 4H25"/></svg><span>{lines[m]}</span></li>'
         for m in run.measures
         if full
     )
     dots = "dots: each finished picture's score"
     if "checker" in run.measures:
         dots += ", ● checker right, ○ wrong"
-    return f'<ul class="key">{shown}<li>{dots}; ◇ unsearched</li></ul>'
+    return f'<ul class="key">{shown}<li><span>{dots}; ◇ unsearched</span></li></ul>'
 
 
 def _candidates(prompt: Prompted, album: Album, pictured: set[int]) -> str:
     families = family_tree(prompt, album, pictured)
     left_out = sum(o.id not in pictured and prompt_has_picture(o) for o in prompt.outcomes)
-    note = f'<p class="note">{count(left_out)} candidates are listed without their picture, to keep this page small.</p>' if left_out else ""
-    return f'<h3>Candidates</h3>{note}<div class="box">{families}</div>'
+    note = (
+        f'<p class="note">{count(left_out)} candidates are listed without their picture, to keep this page small.</p>'
+        if left_out
+        else ""
+    )
+    won = f' <a href="#o{prompt.winner.id}">to the winner</a>' if prompt.winner is not None else ""
+    return f'<h3>Candidates{won}</h3>{note}<div class="box">{families}</div>'
 
 
 def prompt_has_picture(outcome: Outcome) -> bool:

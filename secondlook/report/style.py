@@ -15,7 +15,7 @@ header,main,footer{max-width:70rem;margin:0 auto;padding:0 clamp(1rem,4vw,2.5rem
 header{padding-top:clamp(1.5rem,5vw,3.5rem)}
 h1{font-size:clamp(1.75rem,5vw,2.6rem);line-height:1.15;letter-spacing:-.02em;font-weight:650;margin:0 0 .9rem;text-wrap:balance}
 h2{font-size:1.2rem;line-height:1.35;font-weight:620;letter-spacing:-.005em;margin:0;text-wrap:balance}
-h3{font-size:.95rem;font-weight:600;margin:1.6rem 0 .5rem}
+h3{font-size:.95rem;font-weight:600;margin:1.4rem 0 .5rem}h3 a{font-weight:400;font-size:.85rem;color:var(--mute);margin-left:.6rem}
 p{margin:0 0 .5rem}
 a{color:inherit}
 :focus-visible{outline:2px solid var(--won);outline-offset:2px;border-radius:4px}
@@ -43,17 +43,18 @@ main>h2{margin:2.2rem 0 .4rem}
 section.overall{display:grid;grid-template-columns:minmax(0,20rem) minmax(0,1fr);gap:1rem clamp(1.5rem,4vw,3rem)}
 .overall .note{margin:.4rem 0 .8rem}.overall .plot{justify-self:end;width:100%}
 .no-of{color:var(--mute);font-weight:400;margin-right:.2em}
-.two{display:grid;grid-template-columns:minmax(0,25rem) minmax(0,1fr);gap:1.5rem clamp(1.5rem,4vw,3rem);align-items:start;margin-top:.8rem}
-.two>div{min-width:0}
+.two{display:grid;grid-template-columns:minmax(0,25rem) minmax(0,1fr);gap:1rem clamp(1.5rem,4vw,3rem);align-items:start;margin-top:.8rem;
+grid-template-areas:"seen plot" "paid plot";grid-template-rows:auto 1fr}
+.seen{grid-area:seen}.paid{grid-area:paid}.two .plot{grid-area:plot}.two>*{min-width:0}
 figure{margin:0}
-.pair{display:grid;grid-template-columns:repeat(2,minmax(0,12rem));gap:1rem;margin-bottom:1rem}
+.pair{display:grid;grid-template-columns:repeat(2,minmax(0,12rem));gap:1rem;margin-bottom:.5rem}
 .big{border-radius:10px;overflow:hidden;background:var(--sunk);box-shadow:0 0 0 1px var(--rule)}
 .shot.won .big{box-shadow:0 0 0 3px var(--won)}
 .big img{display:block;width:100%;height:auto}
 .crisp{image-rendering:pixelated}
 .big .blank{aspect-ratio:1;width:100%}
 figcaption{margin-top:.55rem}
-.shot figcaption{font-size:.925rem}
+.shot figcaption{font-size:.925rem}.shot .mute{display:inline-block}
 .shot dl{margin-top:.3rem;font-size:.875rem}.shot dl div{display:flex;justify-content:space-between;gap:.5rem;
 border-top:1px solid var(--rule);padding:.2rem 0}
 .shot dt{color:var(--mute)}.shot dd{font-weight:550}
@@ -70,7 +71,7 @@ th:first-child{text-align:left;padding-left:0;color:var(--mute)}
 .bar i{display:block;height:100%;border-radius:2px;background:var(--mute)}
 .plot{max-width:36rem}
 .chart{display:block;width:100%;height:auto;overflow:visible}
-.chart text{font-size:12px;fill:var(--mute)}
+.chart text{font-size:13px;fill:var(--mute)}
 .chart .label{font-weight:600;margin:0}
 .chart .label.score,.chart text.score{fill:var(--score)}.chart text.judge{fill:var(--judge)}.chart text.checker{fill:var(--checker)}
 .grid{stroke:var(--grid);stroke-width:1}
@@ -81,8 +82,8 @@ th:first-child{text-align:left;padding-left:0;color:var(--mute)}
 .dot.lit{fill:var(--won);stroke:var(--won);opacity:1;r:5.5px}
 .base{fill:var(--card);stroke:var(--ink);stroke-width:1.6}
 .key{list-style:none;padding:0;margin:.2rem 0 0;font-size:.8rem;color:var(--mute);display:grid;gap:.15rem}
-.key svg{margin-right:.5rem;vertical-align:middle}
-.box{max-height:40rem;overflow:auto;background:var(--sunk);border-radius:10px;padding:.75rem}
+.key li{display:flex;gap:.6rem}.key svg{flex:none;margin-top:.4em}
+.box{max-height:84rem;overflow:auto;background:var(--sunk);border-radius:10px;padding:.75rem}
 .families{display:flex;flex-wrap:wrap;gap:1rem 1.25rem;align-items:flex-start;min-width:0}
 .family{overflow-x:auto;max-width:100%;padding:3px}
 .tree{position:relative}
@@ -146,8 +147,10 @@ pointer-events:none}
 #peek[hidden]{display:none}
 #peek img{width:128px;height:128px;object-fit:contain;border-radius:8px;flex:none}
 #peek ul{list-style:none;margin:0;padding:0;min-width:0}#peek li:first-child{font-weight:600}
-@media (max-width:56rem){.two,section.overall{grid-template-columns:minmax(0,1fr)}}
-@media (max-width:30rem){.tile .value{font-size:1.4rem}.pair{gap:.75rem}.code{flex-direction:column;align-items:stretch}
+@media (max-width:56rem){.two,section.overall{grid-template-columns:minmax(0,1fr)}
+.two{grid-template-areas:"seen" "plot" "paid";grid-template-rows:auto}.overall .plot{justify-self:start}}
+@media (max-width:30rem){.tiles{grid-template-columns:repeat(2,minmax(0,1fr))}
+.tile{padding:.8rem .75rem .6rem}.tile .value{font-size:1.15rem;white-space:normal}.pair{gap:.75rem}.code{flex-direction:column;align-items:stretch}
 .code button{align-self:flex-start;margin:0}.box{margin:0 -.4rem;padding:.5rem}
 #peek{left:.5rem;right:.5rem;bottom:.5rem;max-width:none}#peek img{width:96px;height:96px}
 .overview{grid-template-columns:repeat(2,minmax(0,1fr))}}

@@ -10,7 +10,7 @@ from typing import Any
 from secondlook.types import Outcome
 
 UNJUDGED = "–"
-_UNFIT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+_UNFIT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def esc(value: object) -> str:

@@ -6,7 +6,7 @@ what it really shows. No prompt made here says a held-out combination.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -211,5 +211,3 @@ def fact_places(prompt: Prompt) -> list[int]:
         else:
             at += 1
     return [*places, related] if prompt.relation else places
-
-

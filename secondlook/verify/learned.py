@@ -44,7 +44,9 @@ class LearnedVerifier:
         ConfigError for a word the network does not know."""
         pictures = to_network(samples)
         if len(pictures) != len(conditions):
-            raise ShapeError(f"{len(pictures)} pictures came with {len(conditions)} conditions; give one for each picture.")
+            raise ShapeError(
+                f"{len(pictures)} pictures came with {len(conditions)} conditions; give one for each picture."
+            )
         c, device = self.network.config, next(self.network.parameters()).device
         ids = tokenize(c.words, c.text_length, [k.prompt or "" for k in conditions])
         out = torch.empty(len(pictures), dtype=torch.float64)
@@ -54,8 +56,8 @@ class LearnedVerifier:
             x = torch.cat([x, x.new_zeros(ROWS - count, *x.shape[1:])]).to(device)
             words = torch.cat([words, words.new_ones(ROWS - count, words.shape[1])]).to(device)
             out[start : start + count] = self.network(x, words[:, None]).match[:count, 0].double().cpu()
-        asked = torch.tensor([k.prompt is not None for k in conditions])
-        return torch.where(asked, out, torch.nan)
+        asked = torch.tensor([k.prompt is not None for k in conditions], dtype=torch.bool)
+        return out.masked_fill(~asked, torch.nan)
 
     def __call__(self, samples: Tensor, conditions: Sequence[Condition]) -> Tensor:
         """Probability of a match, [B] float64; float64 keeps the order of scores that float32 would round to 1."""
