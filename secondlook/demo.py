@@ -17,7 +17,7 @@ PROMPTS = (
     "two green squares and a white triangle",
     "a square below a triangle",
 )
-NFE = 240  # twelve samples' worth for each prompt
+NFE = 400  # twenty samples' worth for each prompt
 
 
 def run() -> int:
@@ -27,8 +27,8 @@ def run() -> int:
     OUT.parent.mkdir(exist_ok=True)
     file = OUT.parent / "demo-prompts.txt"
     file.write_text("\n".join(PROMPTS) + "\n")
-    words = ["draw", "--prompts", str(file), "--plan", "random(n=12)", "--nfe", str(NFE), "--out", str(OUT)]
-    print(f"secondlook draw --prompts {file} --plan 'random(n=12)' --nfe {NFE} --out {OUT}", file=sys.stderr)
+    words = ["draw", "--prompts", str(file), "--plan", "random(n=20)", "--nfe", str(NFE), "--out", str(OUT)]
+    print(f"secondlook draw --prompts {file} --plan 'random(n=20)' --nfe {NFE} --out {OUT}", file=sys.stderr)
     return main(words)
 
 

@@ -54,9 +54,6 @@ def small_prompts() -> list[Prompt]:
     return prompts
 
 
-# Language
-
-
 def test_every_small_prompt_is_read_back_and_tags_hold_the_specified_numbers() -> None:
     counts = dict.fromkeys((*TASKS, "compound"), 0)
     texts = set()
@@ -110,7 +107,6 @@ def test_metadata_is_the_specified_line(line: str) -> None:
     ("text", "word"),
     [
         ("a red cirle", '"cirle"'),
-        ("a dog", '"dog"'),
         ("A circle", '"A"'),
         ("red circle", '"red"'),
         ("a circle and", '"the end"'),
@@ -133,9 +129,6 @@ def test_a_refused_prompt_names_the_word_and_shows_two_valid_examples(text: str,
     assert len(examples) == 2
     for example in examples:
         parse(example.strip('"'))
-
-
-# Held out, and the prompt sets
 
 
 def test_held_out_is_the_fifth_with_the_lowest_digests() -> None:
@@ -211,9 +204,6 @@ def test_hard_sets_have_thirty_prompts_an_atom_count_and_a_quarter_held_out(name
     assert sum(p.held_out for p in prompts) == 30
 
 
-# Rendering
-
-
 def distance(shape: str, dx: float, dy: float, r: float) -> float:
     """The specification's signed distances, written again one number at a time."""
     ax, ay = abs(dx), abs(dy)
@@ -258,9 +248,6 @@ def test_scenes_keep_the_rules_and_mean_their_prompt() -> None:
 def test_a_batch_renders_as_its_scenes_do_alone() -> None:
     scenes = fresh(200, 41)[1]  # more than one chunk
     assert np.array_equal(render(scenes), np.concatenate([render([s]) for s in scenes]))
-
-
-# Checker
 
 
 @pytest.mark.parametrize("n", [2000, pytest.param(50_000, marks=pytest.mark.slow)])
@@ -309,6 +296,9 @@ def test_what_is_seen_in_a_picture() -> None:
         assert f.iou > 0.85
         assert abs(f.radius - t.r) < 0.8
         assert max(abs(p - q) for p, q in zip(f.center, t.box_center, strict=True)) <= 1
+    verdict = judge(seen, parse("a circle"))
+    assert (verdict.right, verdict.atoms) == (False, (True,))
+    assert "a triangle" in verdict.why
 
 
 def test_litter_may_be_twelve_pixels_and_no_more() -> None:
@@ -336,13 +326,10 @@ def test_diagonal_neighbours_are_apart() -> None:
 def test_counts_are_exact(count: int) -> None:
     places = [(14, 14), (45, 14), (14, 45), (45, 45)][:count]
     picture = render([[circle_at(x, y) for x, y in places]])[0]
-    assert judge(picture, parse("two circles")).atoms == (count > 0, count == 2)
-    assert judge(picture, parse("two circles")).right == (count == 2)
-    single = judge(picture, parse("a circle"))
+    single, two = judge(picture, parse("a circle")), judge(picture, parse("two circles"))
+    assert (two.right, two.atoms) == (count == 2, (count > 0, count == 2))
     assert (single.right, single.atoms) == (count == 1, (count == 1,))
-    assert single.why == {0: "There are no circles where 1 should be.", 1: ""}.get(
-        count, f"There are {count} circles where 1 should be."
-    )
+    assert single.why == ("" if count == 1 else f"There are {count or 'no'} circles where 1 should be.")
 
 
 @pytest.mark.parametrize(
@@ -382,14 +369,6 @@ def test_shapes_must_be_of_a_fitting_size_and_filled() -> None:
     ring = render([[circle_at()]])[0]
     ring[15:25, 15:25] = BACKGROUND
     assert detect(ring).found[0].shape is None
-
-
-def test_nothing_else_may_be_there() -> None:
-    picture = render([[circle_at(), Thing("square", "blue", 45.0, 45.0, 8.0)]])[0]
-    verdict = judge(picture, parse("a circle"))
-    assert (verdict.right, verdict.atoms) == (False, (True,))
-    assert "square" in verdict.why
-    assert judge(picture, parse("a red circle and a blue square")).right
 
 
 def test_right_is_every_atom_and_nothing_else() -> None:

@@ -1,0 +1,61 @@
+"""Intervals and the benchmark's reading of a log."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from secondlook.bench.scenes import EVALS, METHODS, SIZES, lines, rows_of
+from secondlook.bench.stats import interval, macro
+from secondlook.engine.record import Record
+from secondlook.types import Condition, Cost, Outcome, Proposal
+from secondlook.worlds.scenes.grammar import TASKS
+
+
+def test_macro_weighs_tasks_not_lines() -> None:
+    assert macro(np.array([1.0, 0.0, 0.0, 0.0]), ["a", "b", "b", "b"]) == 0.5
+    assert macro(np.array([1.0, math.nan, 0.0]), ["a", "a", "b"]) == 0.5
+
+
+def test_interval_covers_a_known_mean_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    tasks = ["a"] * 40 + ["b"] * 40
+    truth, hits = 0.5 * (0.3 + 0.8), 0
+    for seed in range(200):
+        values = np.concatenate([rng.random(40) < 0.3, rng.random(40) < 0.8]).astype(float)
+        low, high = interval(values, tasks, draws=400, seed=seed)
+        hits += low <= truth <= high
+    assert 0.88 <= hits / 200 <= 1.0
+
+
+def test_interval_of_a_constant_is_a_point() -> None:
+    assert interval(np.full(6, 0.25), ["a"] * 6) == (0.25, 0.25)
+
+
+def test_benchmark_takes_as_many_lines_of_every_task() -> None:
+    prompts, tasks = lines("scenes-test", 20)
+    assert len(prompts) == 120
+    assert [tasks.count(t) for t in TASKS] == [20] * 6
+
+
+def record(scores: list[float], nfe: int) -> Record:
+    """A task whose outcomes cost ``nfe`` each."""
+    r = Record()
+    for i, score in enumerate(scores):
+        move = {"name": "fresh", "key": f"{i:032x}"}
+        parts = {"judge": score / 2, "checker": float(score > 0.5)}
+        r.outcomes[i] = Outcome(i, Proposal(move, Condition("a circle")), score, parts)
+        r.costs[i] = Cost(nfe=nfe, evals=2 * nfe, seconds=1.0)
+        r.tasks.setdefault(0, []).append(i)
+    return r
+
+
+def test_rows_read_what_was_paid_for_within_each_size() -> None:
+    scores = [0.1] * 7 + [0.3, 0.9] + [0.2] * 11
+    rows = rows_of(METHODS[0], record(scores, EVALS // 2), 1)
+    assert [(r.name, r.samples) for r in rows] == [("base", 1), *(("random", n) for n in SIZES)]
+    assert [float(r.columns["verifier"][0]) for r in rows] == pytest.approx([0.1, 0.3, 0.9])
+    assert [int(r.columns["evals"][0]) for r in rows] == [EVALS, 8 * EVALS, 20 * EVALS]
+    assert [float(r.columns["checker"][0]) for r in rows] == [0.0, 0.0, 1.0]

@@ -1,0 +1,74 @@
+"""The shipped weights: the pictures come from the network, the verifier helps, and files stay small."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from secondlook import api
+from secondlook.engine.rig import Rig
+from secondlook.models import checkpoint
+from secondlook.sampling import run_all
+from secondlook.settings import Settings
+from secondlook.worlds.scenes.checker import check
+from secondlook.worlds.scenes.prompts import prompt_set
+
+PROMPTS = prompt_set("scenes-dev")[::5]
+
+
+def checker_score(change: Callable[[torch.nn.Module], None] | None = None) -> float:
+    """Share of PROMPTS that one plain sample each gets right."""
+    s = Settings([p.text for p in PROMPTS]).fill()
+    if change:
+        original = checkpoint.load
+
+        def changed(path: Path) -> torch.nn.Module:
+            module = original(path)
+            change(module)
+            return module
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(api, "load", changed)
+            rig = api.build_rig(s, scoring=False)
+    else:
+        rig = api.build_rig(s, scoring=False)
+    return float(check(draw_each(rig, s), PROMPTS).mean())
+
+
+def draw_each(rig: Rig, s: Settings) -> np.ndarray:
+    tasks = api.tasks_of(s)
+    return run_all(rig, [rig.start(t.key.child("draw", 0)) for t in tasks], [t.condition for t in tasks])
+
+
+def shuffle(module: torch.nn.Module) -> None:
+    """Permute the values inside every tensor: same sizes, same statistics, nothing learned left."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.copy_(p.flatten()[torch.randperm(p.numel(), generator=generator)].view_as(p))
+
+
+def test_base_draws_what_is_asked_about_as_often_as_its_card_says() -> None:
+    assert 0.45 <= checker_score() <= 0.9
+
+
+def test_shuffled_weights_draw_nothing_right() -> None:
+    assert checker_score(shuffle) < 0.1
+
+
+def test_shipped_files_are_small() -> None:
+    sizes = [p.stat().st_size for p in checkpoint.shipped("scenes-base.safetensors").parent.glob("*.safetensors")]
+    assert len(sizes) == 3
+    assert sum(sizes) <= 30e6
+
+
+@pytest.mark.slow
+def test_random_search_with_the_learned_verifier_beats_the_base(tmp_path: Path) -> None:
+    found = api.draw([p.text for p in PROMPTS], "random(n=12)", tmp_path / "run")
+    base = np.array([r.plain_verdicts["checker"] for r in found])
+    best = np.array([r.verdicts["checker"] for r in found])
+    assert (best - base).mean() >= 0.1
