@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -47,7 +49,7 @@ def test_a_budget_must_be_above_zero(limit: dict[str, float]) -> None:
 
 @pytest.mark.parametrize("solver", ["euler", "heun", "sde"])
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
-@pytest.mark.parametrize("plan", SEARCHES)
+@pytest.mark.parametrize("plan", SEARCHES[1::2])
 def test_what_is_charged_is_what_was_priced(network: TextSiT, tmp_path: Path, solver: str, guidance: float, plan: str) -> None:
     rig = tiny_rig(network, solver=solver, guidance=guidance, rows=2)
     record = drive(tmp_path / "run", rig, plan, evals=70)
@@ -65,7 +67,7 @@ def test_what_is_charged_is_what_was_priced(network: TextSiT, tmp_path: Path, so
 
 
 @pytest.mark.parametrize("unit", ["nfe", "evals", "verdicts"])
-@pytest.mark.parametrize("limit", [9, 17, 40])
+@pytest.mark.parametrize("limit", [9, 26])
 @pytest.mark.parametrize("plan", ["random(n=50)", *SEARCHES[1:]])
 def test_a_budget_is_never_overspent_and_never_left_lying(network: TextSiT, tmp_path: Path, plan: str, unit: str, limit: int) -> None:
     rig = tiny_rig(network, guidance=1.0, rows=3)
@@ -84,19 +86,31 @@ def test_a_round_the_budget_cuts_short_is_done_as_far_as_it_goes(network: TextSi
     assert len(record.of(0)) == 7
 
 
-def test_seconds_are_overspent_by_no_more_than_what_was_under_way(network: TextSiT, tmp_path: Path) -> None:
-    rig, limit = tiny_rig(network, rows=3), 0.15
-    record = drive(tmp_path / "run", rig, "zero_order(neighbours=4)", seconds=limit)
-    seconds = [record.costs[o.id].seconds for o in record.of(0)]
-    assert record.ended[0]["out_of_budget"]
-    assert sum(seconds[: -rig.rows]) <= limit
-    assert len(seconds) > rig.rows
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that moves by a hundredth of a second whenever the driver looks at it."""
+    ticks = itertools.count()
+    monkeypatch.setattr("secondlook.engine.driver.time", SimpleNamespace(perf_counter=lambda: next(ticks) / 100))
 
 
+@pytest.mark.parametrize("prompts", [1, 3])
+@pytest.mark.parametrize("limit", [0.001, 0.05, 0.3])
+@pytest.mark.usefixtures("clock")
+def test_seconds_are_overspent_by_no_more_than_what_was_under_way(network: TextSiT, tmp_path: Path, limit: float, prompts: int) -> None:
+    rig = tiny_rig(network, rows=3)
+    record = drive(tmp_path / "run", rig, "zero_order(neighbours=4)", prompts=PROMPTS[:prompts], seconds=limit)
+    for i in range(prompts):
+        seconds = [record.costs[o.id].seconds for o in record.of(i)]
+        assert record.ended[i]["out_of_budget"]
+        assert sum(seconds[: -rig.rows]) <= limit
+        assert len(seconds) >= (8 if limit == 0.3 else 1)  # and the time is used; the first sample is always drawn
+
+
+@pytest.mark.usefixtures("clock")
 def test_a_run_that_ended_by_the_clock_does_not_go_on_when_resumed(network: TextSiT, tmp_path: Path) -> None:
     rig, folder = tiny_rig(network), tmp_path / "run"
     once = drive(folder, rig, "zero_order(neighbours=4)", seconds=0.1)
-    again = drive(folder, rig, "zero_order(neighbours=4)", seconds=0.1)
+    again = drive(folder, rig, "zero_order(neighbours=4)", seconds=1000.0)
     assert essence(again) == essence(once)
     assert again.ended == once.ended
 
@@ -106,18 +120,18 @@ def test_a_run_that_ended_by_the_clock_does_not_go_on_when_resumed(network: Text
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bf16"])
 @pytest.mark.parametrize("solver", ["euler", "heun", "sde"])
-@pytest.mark.parametrize("plan", SEARCHES[:3])
+@pytest.mark.parametrize("plan", SEARCHES[1:3])
 def test_many_prompts_at_once_equal_each_alone(network: TextSiT, tmp_path: Path, plan: str, solver: str, bf16: bool) -> None:
     """Scores, pictures and costs of a task are the same bits whoever shares its batches."""
     rig = tiny_rig(network, solver=solver, bf16=bf16, rows=5)
-    together = drive(tmp_path / "all", rig, plan, prompts=PROMPTS, nfe=50)
+    together = drive(tmp_path / "all", rig, plan, prompts=PROMPTS[:4], nfe=30)
     apart = {}
-    for task in tasks(PROMPTS):
+    for task in tasks(PROMPTS[:4]):
         # Alone in its run, but with the key its place in the list gave it.
         alone = replace(task, index=0)
-        record = drive(tmp_path / f"only-{task.index}", tiny_rig(network, solver=solver, bf16=bf16, rows=5), plan, given=[alone], nfe=50)
+        record = drive(tmp_path / f"only-{task.index}", tiny_rig(network, solver=solver, bf16=bf16, rows=5), plan, given=[alone], nfe=30)
         apart[task.index] = [(record.digests[o.id], str(o.score), o.parts, record.costs[o.id].with_seconds(0)) for o in record.of(0)]
-    for i in range(len(PROMPTS)):
+    for i in range(4):
         mine = [(together.digests[o.id], str(o.score), o.parts, together.costs[o.id].with_seconds(0)) for o in together.of(i)]
         assert mine == apart[i], PROMPTS[i]
     shown = [d for d in together.digests.values() if d]
@@ -284,7 +298,7 @@ def test_a_judge_that_fails_only_falls_silent(network: TextSiT, tmp_path: Path) 
 @pytest.mark.parametrize("solver", ["euler", "heun", "sde"])
 @pytest.mark.parametrize("plan", [*SEARCHES, "zero_order(neighbours=1, patience=50, radius=1.0)"])
 def test_every_picture_is_drawn_again_from_its_derivation_alone(network: TextSiT, tmp_path: Path, plan: str, solver: str) -> None:
-    record = drive(tmp_path / "run", tiny_rig(network, solver=solver), plan, prompts=PROMPTS[:2], nfe=60)
+    record = drive(tmp_path / "run", tiny_rig(network, solver=solver), plan, prompts=PROMPTS[:2], nfe=40)
     alone = tiny_rig(network, solver=solver)  # a rig that has seen nothing, and no store
     shown = {i: d for i, d in record.digests.items() if d}
     assert len(shown) >= 8

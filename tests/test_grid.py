@@ -35,7 +35,9 @@ def test_shift_above_one_stays_near_noise() -> None:
     assert grid(2, 3.0)[1] == 0.25
 
 
-@pytest.mark.parametrize(("steps", "shift"), [(0, 1.0), (-3, 1.0), (4, 0.0), (4, -1.0), (4, float("nan")), (4, float("inf"))])
+@pytest.mark.parametrize(
+    ("steps", "shift"), [(0, 1.0), (-3, 1.0), (4, 0.0), (4, -1.0), (4, float("nan")), (4, float("inf"))]
+)
 def test_refuses_what_is_no_grid(steps: int, shift: float) -> None:
     with pytest.raises(ConfigError, match=str(steps) if steps < 1 else str(shift)):
         grid(steps, shift)

@@ -83,7 +83,9 @@ def rms_error(path: Path, solver: Solver, steps: int) -> float:
     return float((integrate(flow_on(path), solver, start, times, None).x - want).square().mean().sqrt())
 
 
-@pytest.mark.parametrize(("solver", "order"), [(Euler(), 1), (Heun(), 2), (EulerMaruyama(0.0, source=constant(0.0)), 1)])
+@pytest.mark.parametrize(
+    ("solver", "order"), [(Euler(), 1), (Heun(), 2), (EulerMaruyama(0.0, source=constant(0.0)), 1)]
+)
 @each_path
 def test_order(path: Path, solver: Solver, order: int) -> None:
     errors = [rms_error(path, solver, n) for n in (40, 80, 160)]
@@ -129,7 +131,7 @@ def test_stochastic_steps_keep_gaussian_marginals_to_first_order(path: Path, sca
 @each_path
 def test_stochastic_sampler_has_the_exact_law(path: Path) -> None:
     """Weak error against Monte Carlo error: mean, covariance and a mode's share at t = 0.9, from exact draws at 0.1."""
-    n, steps = 4000, 80
+    n, steps = 2500, 60
     law0, law = WORLD.marginal(path, 0.1), WORLD.marginal(path, 0.9)
     g = torch.Generator().manual_seed(3)
     k = torch.multinomial(law0.weights, n, replacement=True, generator=g)

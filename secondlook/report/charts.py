@@ -120,8 +120,9 @@ def _ending(name: str, value: float) -> str:
 
 
 def _svg(frame: Frame, lines: Sequence[Line], dots: str, summary: str) -> str:
-    body = [_axes(frame), *(_curve(line, frame) for line in reversed(lines)), dots, _labels(lines, frame)]
-    return f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{esc(summary)}">{"".join(body)}</svg>'
+    body = [_axes(frame), *(_curve(line, frame) for line in lines), dots, _labels(lines, frame)]
+    box = f'viewBox="0 0 {WIDTH} {HEIGHT}"'
+    return f'<svg class="chart" {box} role="img" aria-label="{esc(summary)}">{"".join(body)}</svg>'
 
 
 def _axes(frame: Frame) -> str:
@@ -185,8 +186,9 @@ def _dot(step: Step, frame: Frame) -> str:
         return ""
     right = part(outcome, "checker")
     kind = "dot" if math.isnan(right) or right >= 0.5 else "dot hollow"
+    x, y = frame.x(step.at), frame.y(outcome.score)
     return (
-        f'<circle class="{kind}" data-o="{outcome.id}" cx="{frame.x(step.at):.1f}" cy="{frame.y(outcome.score):.1f}" r="3">'
+        f'<circle class="{kind}" data-o="{outcome.id}" cx="{x:.1f}" cy="{y:.1f}" r="3">'
         f"<title>{esc(describe(outcome))}</title></circle>"
     )
 

@@ -18,6 +18,7 @@ from secondlook.types import Outcome
 
 CARD_W, CARD_H = 72, 106
 PAD, LABEL_H, GAP_X, GAP_Y = 6, 18, 10, 26
+LEAST_W = 100  # of a panel, for its label
 OPEN_FAMILIES = 6  # shown before the rest is folded away
 OPEN_CARDS = 48
 
@@ -40,7 +41,7 @@ class Panel:
 
     @property
     def width(self) -> float:
-        return self.columns * CARD_W + 2 * PAD
+        return max(LEAST_W, self.columns * CARD_W + 2 * PAD)
 
     @property
     def height(self) -> float:
@@ -49,7 +50,7 @@ class Panel:
     def place(self, i: int) -> tuple[float, float]:
         """Corner of the i-th card within the panel."""
         row, column = divmod(i, self.columns)
-        return PAD + column * CARD_W, PAD + LABEL_H + row * CARD_H
+        return (self.width - self.columns * CARD_W) / 2 + column * CARD_W, PAD + LABEL_H + row * CARD_H
 
 
 def family_tree(prompt: Prompted, album: Album, pictured: set[int]) -> str:
@@ -151,7 +152,8 @@ def _panel(panel: Panel, card: Card) -> str:
         x, y = panel.place(i)
         cards.append(f'<li style="left:{x:.0f}px;top:{y:.0f}px">{card(outcome)}</li>')
     style = f"left:{panel.x:.0f}px;top:{panel.y:.0f}px;width:{panel.width:.0f}px;height:{panel.height:.0f}px"
-    return f'<li class="panel" style="{style}"><span class="of" title="{label}">{label}</span><ol>{"".join(cards)}</ol></li>'
+    head = f'<span class="of" title="{label}">{label}</span>'
+    return f'<li class="panel" style="{style}">{head}<ol>{"".join(cards)}</ol></li>'
 
 
 def _card(outcome: Outcome, prompt: Prompted, album: Album, pictured: bool, on_line: bool) -> str:
@@ -162,14 +164,13 @@ def _card(outcome: Outcome, prompt: Prompted, album: Album, pictured: bool, on_l
     if pictured:
         picture = album.thumb(outcome.id, alt)
     else:
-        picture = (
-            f'<span class="blank" role="img" aria-label="{esc(alt)}">{"" if outcome.finished else "no look"}</span>'
-        )
+        picture = f'<span class="blank" role="img" aria-label="{esc(alt)}"></span>'
     time = "" if outcome.finished else f'<span class="time">t {outcome.proposal.stop:.2g}</span>'
     star = '<span class="star">★ winner</span>' if won else ""
     said = score(outcome.score) if outcome.proposal.ask == "score" else ""
     return (
-        f'<div class="{" ".join(kinds)}" id="o{outcome.id}" data-o="{outcome.id}"><span class="pic">{picture}{time}{star}</span>'
+        f'<div class="{" ".join(kinds)}" id="o{outcome.id}" data-o="{outcome.id}">'
+        f'<span class="pic">{picture}{time}{star}</span>'
         f'<span class="id">{outcome.id}{mark(part(outcome, "checker"))}</span><span class="val">{said}</span></div>'
     )
 

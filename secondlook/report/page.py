@@ -68,8 +68,8 @@ def _header(run: Run) -> str:
     ]
     rows = "".join(f"<div><dt>{k}</dt><dd>{esc(v)}</dd></div>" for k, v in facts if v not in (None, ""))
     oracle = (
-        '<p class="label oracle"><b>oracle: upper bound</b> The exact checker guided this search, so its result is what '
-        "a perfect verifier would reach.</p>"
+        '<p class="label oracle"><b>oracle: upper bound</b> The exact checker guided this search, so its result is '
+        "what a perfect verifier would reach.</p>"
         if run.oracle
         else ""
     )
@@ -95,8 +95,8 @@ def _state(run: Run) -> str:
     ended = sum(p.ended is not None for p in run.prompts)
     command = esc(f"secondlook resume {shlex.quote(str(run.folder))}")
     return (
-        f'<p class="label open"><b>interrupted</b> {ended} of {plural(len(run.prompts), "prompt")} had ended when this page '
-        f"was written. Nothing is lost; go on with <code>{command}</code></p>"
+        f'<p class="label open"><b>interrupted</b> {ended} of {plural(len(run.prompts), "prompt")} had ended when this '
+        f"page was written. Nothing is lost; go on with <code>{command}</code></p>"
     )
 
 
@@ -114,7 +114,9 @@ def _summary(run: Run) -> str:
             tiles.append(_tile("checker right", change(str(right[0]), str(right[1])), f"of {plural(n, 'prompt')}"))
         else:
             gain = mean(after) - mean(before)
-            tiles.append(_tile(names[name], change(score(mean(before)), score(mean(after))), _gain(gain, n)))
+            tiles.append(
+                _tile(names[name], change(score(mean(before)), score(mean(after))), _gain(gain, n, len(run.pairs) - n))
+            )
     spent = run.spent()
     pictures = sum(o.finished for o in run.record.outcomes.values())
     cost = f"{plural(pictures, 'picture')} in {seconds(spent.seconds)}"
@@ -122,13 +124,14 @@ def _summary(run: Run) -> str:
     return f'<div class="tiles">{"".join(tiles)}</div>'
 
 
-def _gain(gain: float, n: int) -> str:
-    sign = "+" if gain >= 0 else ""
-    return f"{sign}{score(gain)} over {plural(n, 'prompt')}"
+def _gain(gain: float, n: int, unjudged: int) -> str:
+    sign, rest = "+" if gain >= 0 else "", f"; {count(unjudged)} not judged" if unjudged else ""
+    return f"{sign}{score(gain)} over {plural(n, 'prompt')}{rest}"
 
 
 def _tile(name: str, value: str, note: str) -> str:
-    return f'<div class="tile"><p class="name">{esc(name)}</p><p class="value">{value}</p><p class="note">{esc(note)}</p></div>'
+    head = f'<p class="name">{esc(name)}</p><p class="value">{value}</p>'
+    return f'<div class="tile">{head}<p class="note">{esc(note)}</p></div>'
 
 
 def _mean(run: Run) -> str:
@@ -136,9 +139,9 @@ def _mean(run: Run) -> str:
     if not chart:
         return ""
     return (
-        '<section class="overall"><div><h2>The search, on average</h2><p class="note">What is said of the best picture so '
-        "far, mean over the prompts, against the network evaluations spent on each prompt. It begins where every prompt has "
-        f'a picture.</p>{chart_key(run, True)}</div><figure class="plot">{chart}</figure></section>'
+        '<section class="overall"><div><h2>The search, on average</h2><p class="note">What is said of the best picture '
+        "so far, mean over the prompts, against the network evaluations spent on each prompt. It begins where every "
+        f'prompt has a picture.</p>{chart_key(run, True)}</div><figure class="plot">{chart}</figure></section>'
     )
 
 
@@ -162,7 +165,7 @@ def _glance(p: Prompted, album: Album) -> str:
             change(mark(part(p.base, "checker")) or "–", mark(part(p.winner, "checker"))) if p.base is not None else ""
         )
         signs = signs if "checker" in p.winner.parts else ""
-        numbers = f"{change(score(base), score(p.winner.score))} <span>{signs}</span>"
+        numbers = f"<span>{change(score(base), score(p.winner.score))}</span><span>{signs}</span>"
     return (
         f'<li><a href="#p{p.index}"><span class="shots">{"".join(pictures)}</span><span class="what">'
         f'<span class="no-of">{p.index + 1}</span> {esc(p.prompt)}</span><span class="nums">{numbers}</span></a></li>'
@@ -193,7 +196,8 @@ def _example(run: Run) -> str:
 
 
 def _code(text: object) -> str:
-    return f'<div class="code"><pre tabindex="0"><code>{esc(text)}</code></pre><button type="button" data-copy hidden>Copy</button></div>'
+    button = '<button type="button" data-copy hidden>Copy</button>'
+    return f'<div class="code"><pre tabindex="0"><code>{esc(text)}</code></pre>{button}</div>'
 
 
 def _failures(run: Run) -> str:
@@ -207,8 +211,8 @@ def _failures(run: Run) -> str:
         items.append(
             f'<details><summary><b>{name}</b> {esc(last)}</summary><pre tabindex="0">{esc(trace)}</pre></details>'
         )
-    number = plural(len(items), "failure")
-    return f'<section class="failures"><h2>{number}</h2><p class="note">What failed was scored –, never 0.</p>{"".join(items)}</section>'
+    head = f'<h2>{plural(len(items), "failure")}</h2><p class="note">What failed was scored –, never 0.</p>'
+    return f'<section class="failures">{head}{"".join(items)}</section>'
 
 
 def _faults(album: Album) -> str:

@@ -13,7 +13,7 @@ from secondlook.report.view import Prompted, Run
 from secondlook.types import Outcome
 
 _UNITS = {
-    "nfe": "solver evaluations (NFE)",
+    "nfe": "NFE",
     "evals": "network evaluations",
     "verdicts": "verdicts",
     "decodes": "decodes",
@@ -24,13 +24,12 @@ _UNITS = {
 def prompt_section(run: Run, prompt: Prompted, album: Album, pictured: set[int], folded: bool) -> str:
     """A prompt with all that is known of it; ``folded`` where the page holds many."""
     title = f'<span class="no-of">{prompt.index + 1}</span> {esc(prompt.prompt)}'
-    alone = len(run.prompts) == 1  # no average above explains the lines
+    key = chart_key(run, full=len(run.prompts) == 1) if prompt.steps else ""  # else the average explains the lines
     body = (
-        f'<div class="body"><p class="note">{_status(run, prompt)}</p>'
-        f'<div class="two"><div class="seen">{_pair(run, prompt, album)}</div><figure class="plot">'
-        f"{prompt_chart(prompt, run.measures)}<figcaption>{chart_key(run, alone)}</figcaption></figure>"
-        f'<div class="paid">{_ledger(run, prompt)}</div></div>'
-        f"{_candidates(prompt, album, pictured)}</div>"
+        f'<div class="body"><p class="note">{_status(prompt)}</p>'
+        f'<div class="two"><div class="seen">{_pair(run, prompt, album)}</div>'
+        f'<figure class="plot">{prompt_chart(prompt, run.measures)}<figcaption>{key}</figcaption></figure>'
+        f'<div class="paid">{_ledger(run, prompt)}</div></div>{_candidates(prompt, album, pictured)}</div>'
     )
     if not folded:
         return f'<section class="prompt" id="p{prompt.index}"><h2>{title}</h2>{body}</section>'
@@ -52,7 +51,7 @@ def _gist(prompt: Prompted) -> str:
     return f"{change(score(base), score(prompt.winner.score))} {mark(part(prompt.winner, 'checker'))}"
 
 
-def _status(run: Run, prompt: Prompted) -> str:
+def _status(prompt: Prompted) -> str:
     half = sum(not o.finished for o in prompt.outcomes)
     made = plural(len(prompt.outcomes) - half, "picture") + (f" and {half} half-made" if half else "")
     if prompt.ended is None:
@@ -70,7 +69,7 @@ def _pair(run: Run, prompt: Prompted, album: Album) -> str:
     if winner is not None:
         figures.append(_figure("★ Winner", winner, winner.id, prompt, album, run))
     if not figures:
-        return '<p class="none">No finished picture yet.</p>'
+        return ""  # the chart's place says so
     same = base is not None and winner is not None and base.id == winner.id
     note = '<p class="note">The search found nothing better than the unsearched picture.</p>' if same else ""
     return f'<div class="pair">{"".join(figures)}</div>{note}'
@@ -85,10 +84,11 @@ def _figure(title: str, outcome: Outcome, name: str | int, prompt: Prompted, alb
     rows = "".join(f'<div class="{kind}"><dt>{esc(k)}</dt><dd>{v}</dd></div>' for k, v, kind in facts)
     number = f"outcome {outcome.id}" if outcome.id >= 0 else "drawn apart"
     kind = "shot won" if title.startswith("★") else "shot"
-    return (
-        f'<figure class="{kind}"><div class="big">{album.large(name, alt)}</div>'
-        f'<figcaption><strong title="{esc(describe(outcome))}">{title}</strong> <span class="mute">{number}</span><dl>{rows}</dl></figcaption></figure>'
+    told = (
+        f'<strong title="{esc(describe(outcome))}">{title}</strong> <span class="mute">{number}</span><dl>{rows}</dl>'
     )
+    picture = f'<div class="big">{album.large(name, alt)}</div>'
+    return f'<figure class="{kind}">{picture}<figcaption>{told}</figcaption></figure>'
 
 
 def _ledger(run: Run, prompt: Prompted) -> str:
@@ -101,12 +101,10 @@ def _ledger(run: Run, prompt: Prompted) -> str:
         cells = [_amount(unit, spent[unit]), _limit(unit, spent[unit], limit)]
         cells += [_amount(unit, base[unit])] if base is not None else []
         rows.append(f'<tr><th scope="row">{name}</th>' + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
-    extra = '<th scope="col">Unsearched</th>' if base is not None else ""
-    note = (
-        '<p class="note">The unsearched picture was drawn apart and is not charged to the search.</p>'
-        if base is not None
-        else ""
-    )
+    extra, note = "", ""
+    if base is not None:
+        extra = '<th scope="col">Unsearched</th>'
+        note = '<p class="note">The unsearched picture was drawn apart and is not charged to the search.</p>'
     head = f'<tr><th scope="col">Ledger</th><th scope="col">Spent</th><th scope="col">Budget</th>{extra}</tr>'
     table = f'<table class="ledger"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table>'
     return f'<div class="scroll" tabindex="0" role="group" aria-label="Ledger">{table}</div>{note}'
@@ -128,10 +126,11 @@ def chart_key(run: Run, full: bool) -> str:
     lines = {
         "score": "the guiding verifier's score",
         "judge": "the judge's, who did not guide",
-        "checker": "the exact checker's verdict: foot wrong, top right",
+        "checker": "the exact checker's verdict: 0 wrong, 1 right",
     }
     shown = "".join(
-        f'<li><svg width="26" height="8" aria-hidden="true"><path class="line {m}" d="M1 4H25"/></svg><span>{lines[m]}</span></li>'
+        f'<li><svg width="26" height="8" aria-hidden="true"><path class="line {m}" d="M1 4H25"/></svg>'
+        f"<span>{lines[m]}</span></li>"
         for m in run.measures
         if full
     )
@@ -143,16 +142,14 @@ def chart_key(run: Run, full: bool) -> str:
 
 def _candidates(prompt: Prompted, album: Album, pictured: set[int]) -> str:
     families = family_tree(prompt, album, pictured)
-    left_out = sum(o.id not in pictured and prompt_has_picture(o) for o in prompt.outcomes)
-    note = (
-        f'<p class="note">{count(left_out)} candidates are listed without their picture, to keep this page small.</p>'
-        if left_out
-        else ""
-    )
+    left_out = sum(o.id not in pictured and _has_picture(o) for o in prompt.outcomes)
+    note = ""
+    if left_out:
+        note = f'<p class="note">{count(left_out)} candidates are listed without picture, to keep the page small.</p>'
     won = f' <a href="#o{prompt.winner.id}">to the winner</a>' if prompt.winner is not None else ""
     return f'<h3>Candidates{won}</h3>{note}<div class="box">{families}</div>'
 
 
-def prompt_has_picture(outcome: Outcome) -> bool:
+def _has_picture(outcome: Outcome) -> bool:
     """Whether a picture was made at all: half-made trajectories that nobody looked at have none."""
     return outcome.finished or outcome.proposal.ask == "score"

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from scipy.stats import rankdata
 
 from secondlook.train.samples import Samples
 from secondlook.types import Condition
-from secondlook.verify.learned import LearnedVerifier
+from secondlook.verify.learned import LearnedVerifier, load_verifier
 
 
 def auc(scores: np.ndarray, right: np.ndarray) -> float:
@@ -60,6 +64,25 @@ def _row(scores: np.ndarray, right: np.ndarray, groups: list[str]) -> dict[str, 
         "best_is_right": round(picked(scores, right, groups), 4),
         "any_is_right": round(picked(right.astype(float), right, groups), 4),
     }
+
+
+def results(verifiers: Mapping[str, Path], samples: Samples) -> dict[str, Any]:
+    """For each weights file by name: its training's facts, what a picture costs, and its ``table`` on some samples."""
+    out: dict[str, Any] = {}
+    for name, path in verifiers.items():
+        verifier = load_verifier(path, name)
+        start = time.perf_counter()
+        scores = scores_of(verifier, samples)
+        seconds = time.perf_counter() - start
+        with safe_open(path, "pt") as file:
+            facts = json.loads((file.metadata() or {}).get("facts", "{}"))
+        out[name] = {
+            "facts": facts,
+            "megabytes": round(path.stat().st_size / 1e6, 2),
+            "milliseconds_a_picture": round(1e3 * seconds / len(samples), 2),
+            "auc": table(scores, samples),
+        }
+    return out
 
 
 def scores_of(verifier: LearnedVerifier, samples: Samples) -> np.ndarray:

@@ -17,14 +17,14 @@ from secondlook.models.checkpoint import load
 from secondlook.models.text import Encoded, TextSiT, TextSiTConfig
 from secondlook.noise import Key, normal
 from secondlook.path import Linear
+from secondlook.registry import DEFAULTS
 from secondlook.solve import Euler, integrate
 from secondlook.types import State
 from secondlook.worlds.scenes.checker import check
 from secondlook.worlds.scenes.grammar import WORDS, Prompt, parse
 from secondlook.worlds.scenes.prompts import prompt_set, sample_training
 
-SHIFT = 3.0
-GUIDANCE = (2.0, 2.5, 3.0, 3.5)
+GUIDANCE = (2.5, 3.0, 4.0, 4.0, 4.0, 5.0)
 STEPS = (16, 20, 20, 24)
 BATCH = 64
 
@@ -82,7 +82,7 @@ def draw(network: TextSiT, prompts: Sequence[str], keys: Sequence[Key], steps: i
         flow = Flow(network, Linear(), ClassifierFree(guidance, join))
         n = len(prompts)
         start = State(normal(keys, network.shape), torch.zeros(n), tuple(keys), torch.zeros(n, dtype=torch.long))
-        x = integrate(flow, Euler(), start, grid(steps, SHIFT), cond).x
+        x = integrate(flow, Euler(), start, grid(steps, DEFAULTS["shift"]), cond).x
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
@@ -106,11 +106,13 @@ def collect(weights: Path, count: int, out: Path, seed: int) -> Iterator[int]:
 def collect_set(weights: Path, name: str, each: int, out: Path, seed: int, every: int = 1) -> Iterator[int]:
     """``each`` samples of every ``every``-th prompt of a fixed set, at the product's settings: for evaluation only."""
     network, root = base_network(weights), Key.root(seed).child(name)
+    steps, guidance = DEFAULTS["steps"], DEFAULTS["guidance"]
     rows = [(i, j, p.text) for i, p in enumerate(prompt_set(name)) if i % every == 0 for j in range(each)]
     pictures = []
     for start in range(0, len(rows), BATCH):
         part = rows[start : start + BATCH]
-        pictures.append(draw(network, [t for *_, t in part], [root.child(i, j) for i, j, _ in part], 20, 2.5))
+        keys = [root.child(i, j) for i, j, _ in part]
+        pictures.append(draw(network, [t for *_, t in part], keys, steps, guidance))
         yield start + len(part)
     _labelled(np.concatenate(pictures), [t for *_, t in rows]).save(out)
 

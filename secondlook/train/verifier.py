@@ -1,15 +1,15 @@
 """Training of the verifier (kind ``tokens``) and of the judge (kind ``film``) of the Scenes world.
 
-The shipped weights came from these commands, BASE being the base model and S a folder of samples (``early*`` are
-collected from the base's own unfinished training, at any time):
+The shipped weights came from these commands, BASE being the base model's weights and DIR any folder:
 
-    python -m secondlook.train.verifier collect BASE 7000 S/final.npz --seed 11
-    python -m secondlook.train.verifier dev BASE S/dev.npz --seed 12
-    python -m secondlook.train.verifier train tokens W/verifier-0 --seed 1 --steps N --samples S/early*.npz
-    python -m secondlook.train.verifier train tokens W/verifier --seed 2 --steps N --init W/verifier-0/weights.safetensors --samples S/*.npz
-    python -m secondlook.train.verifier evaluate W/verifier/weights.safetensors S/dev.npz
+    python -m secondlook.train.verifier collect BASE 1800 DIR/a.npz --seed 11
+    python -m secondlook.train.verifier collect BASE 1800 DIR/b.npz --seed 13
+    python -m secondlook.train.verifier train tokens DIR/verifier --seed 2 --steps 1800 --samples DIR/[ab].npz
+    python -m secondlook.train.verifier train film DIR/judge --seed 3 --steps 1800 --samples DIR/[ab].npz
+    python -m secondlook.train.verifier dev BASE DIR/dev.npz --seed 12
+    python -m secondlook.train.verifier evaluate DIR/{verifier,judge}/weights.safetensors DIR/dev.npz OUT.json
 
-and the same with ``film`` and other seeds for the judge.
+``train --init WEIGHTS`` begins from weights trained before, such as on renders alone (no ``--samples``).
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from secondlook.models.checkpoint import fill
-from secondlook.train.auc import scores_of, table
+from secondlook.train.auc import results
 from secondlook.train.loop import Tick, TrainConfig, Trainer
 from secondlook.train.pairs import Shown, fact_places, fresh, moved, prompts_for
 from secondlook.train.samples import Samples, collect, collect_set
-from secondlook.verify.learned import load_verifier, save_verifier, to_network
+from secondlook.verify.learned import save_verifier, to_network
 from secondlook.verify.networks import SIDE, Film, NetworkConfig, Reading, Tokens, build, tokenize
 from secondlook.worlds.scenes.checker import Seen, detect_batch, judge
 from secondlook.worlds.scenes.grammar import COLORS, SHAPES, WORDS, Prompt
 
 PROMPTS = 4  # prompts held against each picture
-SAMPLED = 0.7  # share of base samples in a batch, where there are any
+SAMPLED = 0.6  # share of base samples in a batch, where there are any
 WEIGHTS = "weights.safetensors"
+OWN = 2.0  # weight of a picture's own prompt, the only one that a search asks about, among its prompts
 _COLORS = tuple(COLORS)
 _SKIP = -100
 _LENGTH = 16
@@ -113,7 +114,9 @@ def _mark(seen: Seen, shapes: Tensor, colors: Tensor, places: Tensor) -> None:
 
 def loss_of(reading: Reading, targets: Targets) -> Tensor:
     """Mean loss: the match, and with smaller weights the facts and what stands in each cell."""
-    match = F.binary_cross_entropy_with_logits(reading.match.float(), targets.match)
+    weight = torch.ones(reading.match.shape[1])
+    weight[0] = OWN
+    match = F.binary_cross_entropy_with_logits(reading.match.float(), targets.match, weight / weight.mean())
     stated = ~targets.words.isnan()
     words = F.binary_cross_entropy_with_logits(reading.words.float()[stated], targets.words[stated])
     cells = reading.cells.float()
@@ -201,16 +204,18 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--init", type=Path)
     p.add_argument("--samples", type=Path, nargs="*", default=[])
     p = sub.add_parser("evaluate")
-    p.add_argument("weights", type=Path)
+    p.add_argument("verifier", type=Path)
+    p.add_argument("judge", type=Path)
     p.add_argument("samples", type=Path)
+    p.add_argument("out", type=Path)
     return parser
 
 
 def main() -> None:
     args = _parser().parse_args()
     if args.command == "evaluate":
-        samples = Samples.load(args.samples)
-        print(json.dumps(table(scores_of(load_verifier(args.weights), samples), samples), indent=1))
+        found = results({"verifier": args.verifier, "judge": args.judge}, Samples.load(args.samples))
+        args.out.write_text(json.dumps(found, indent=1) + "\n")
     elif args.command == "train":
         samples = Samples.load(*args.samples) if args.samples else None
         _report(train_verifier(args.kind, samples, args.out, args.steps, args.seed, args.init))

@@ -1,0 +1,249 @@
+"""The run's folder: append-only, atomic, held by one writer, and honest about damage."""
+
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from secondlook.engine import store as module
+from secondlook.engine.record import Record, outcome_body
+from secondlook.engine.store import LOG, Store, sha256, write_atomic
+from secondlook.errors import ConfigError, DamagedError
+from secondlook.noise import Key
+from secondlook.types import Condition, Cost, Outcome, Proposal, State
+
+CONFIG = {"prompts": ["a red circle"], "seed": 3}
+PICTURE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.create(tmp_path / "run", CONFIG)
+
+
+def body(score: float = 0.5) -> dict[str, object]:
+    outcome = Outcome(4, Proposal({"name": "fresh", "key": "ab"}, Condition("a red circle")), score, {"judge": math.nan, "checker": 1.0})
+    return outcome_body(outcome, 2, Cost(4, 8, 1, 1, 0.25), "00")
+
+
+# ---- the log ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("statement", ["UPDATE events SET body='{}'", "DELETE FROM events", "UPDATE events SET at=0 WHERE seq=1"])
+def test_what_is_logged_cannot_be_changed(store: Store, statement: str) -> None:
+    store.append([("outcome", 0, 4, body())])
+    before = store.events()
+    with sqlite3.connect(store.folder / LOG) as db, pytest.raises(sqlite3.IntegrityError, match="append-only"):
+        db.execute(statement)
+    assert store.events() == before
+
+
+def test_an_outcome_is_logged_once_or_not_at_all(store: Store) -> None:
+    store.append([("outcome", 0, 4, body())])
+    with pytest.raises(DamagedError, match="UNIQUE"):
+        store.append([("outcome", 0, 5, body()), ("outcome", 0, 4, body())])
+    assert [e.outcome for e in store.events()] == [4]  # lines appended together stand or fall together
+
+
+def test_a_reading_of_nan_comes_back_as_nan_and_the_log_stays_plain_json(store: Store) -> None:
+    store.append([("outcome", 0, 4, body(math.nan))])
+    [(text,)] = store._db.execute("SELECT body FROM events").fetchall()
+    assert json.loads(text, parse_constant=lambda c: pytest.fail(f"{c} is no JSON"))["score"] is None
+    record = Record.read(Store.open(store.folder))
+    outcome = record.outcomes[4]
+    assert math.isnan(outcome.score)
+    assert math.isnan(outcome.parts["judge"])
+    assert outcome.parts["checker"] == 1.0
+    assert record.costs[4] == Cost(4, 8, 1, 1, 0.25)
+    assert outcome.proposal == Proposal({"name": "fresh", "key": "ab"}, Condition("a red circle"))
+
+
+@pytest.mark.parametrize("score", [0.1, 1 / 3, 5e-324, 1 - 2**-53])
+def test_scores_come_back_bit_for_bit(store: Store, score: float) -> None:
+    store.append([("outcome", 0, 4, body(score))])
+    assert Record.read(store).outcomes[4].score == score
+
+
+# ---- making and opening ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "pictures/holiday.png", "states/x", ".hidden", LOG])
+def test_a_folder_that_holds_anything_is_refused_and_left_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    with pytest.raises(ConfigError, match="is not empty|already holds a run"):
+        Store.create(tmp_path, CONFIG)
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+
+
+def test_what_a_killed_creation_left_is_taken_over(tmp_path: Path) -> None:
+    for name in ("pictures", "states"):
+        (tmp_path / name).mkdir()
+    (tmp_path / (LOG + ".new")).write_bytes(b"half a file")
+    (tmp_path / (LOG + ".new-journal")).write_bytes(b"and its journal")
+    assert Store.create(tmp_path, CONFIG).config == CONFIG
+    assert not list(tmp_path.glob("*.new*"))
+
+
+@pytest.mark.parametrize("existed", [False, True])
+def test_a_creation_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, existed: bool) -> None:
+    folder = tmp_path / "run"
+    if existed:
+        folder.mkdir()
+    monkeypatch.setattr(module, "_SCHEMA", "CREATE TABLE meta (key, value); PRAGMA max_page_count=1; CREATE TABLE b (x);")
+    with pytest.raises(OSError, match="full"):
+        Store.create(folder, CONFIG)
+    assert folder.exists() == existed
+    assert not list(tmp_path.glob("run/*"))
+
+
+def test_a_second_writer_is_refused(store: Store) -> None:
+    with store.writing():
+        other = Store.open(store.folder)
+        with pytest.raises(ConfigError, match="Another process is writing"), other.writing():
+            pytest.fail("two writers at once")
+        assert other.events() == []  # reading is free
+    with store.writing():
+        pass  # and the lock is let go
+
+
+@pytest.mark.parametrize("folder", ["nowhere", "."])
+def test_a_folder_without_a_log_is_no_run(tmp_path: Path, folder: str) -> None:
+    with pytest.raises(ConfigError, match=r"is no run: it holds no run.sqlite"):
+        Store.open(tmp_path / folder)
+    assert not list(tmp_path.iterdir())
+
+
+# ---- pictures and states ---------------------------------------------------------------------------------------------
+
+
+def test_a_picture_comes_back_pixel_for_pixel(store: Store) -> None:
+    store.save_picture(7, PICTURE)
+    assert np.array_equal(store.picture(7), PICTURE)
+    assert np.array_equal(store.checked(7, sha256(PICTURE)), PICTURE)
+    assert [p.name for p in (store.folder / "pictures").iterdir()] == ["000007.png"]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_file_is_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    path = tmp_path / "picture.png"
+    write_atomic(path, b"old")
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.os, step, fail)
+    with pytest.raises(OSError, match="No space"):
+        write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["picture.png"]  # no half-written file takes up room
+
+
+@pytest.mark.parametrize("data", [None, torch.ones(1, 3, 4, 4)])
+def test_a_state_comes_back_bit_for_bit(store: Store, data: torch.Tensor | None) -> None:
+    state = State(torch.randn(1, 3, 4, 4), torch.tensor([1 / 3]), (Key.root(5),), torch.tensor([3]), data)
+    store.save_state(2, state)
+    back = store.state(2)
+    assert back is not None
+    assert torch.equal(back.x, state.x)
+    assert torch.equal(back.t, state.t)
+    assert torch.equal(back.step, state.step)
+    assert back.keys == state.keys
+    assert (back.data is None) == (data is None)
+    assert store.state(3) is None
+
+
+# ---- damage ----------------------------------------------------------------------------------------------------------
+
+
+def _cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def _flip(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes(b ^ 0xFF for b in content[middle : middle + 40]) + content[middle + 40 :]
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {"cut": _cut, "flipped": _flip, "emptied": lambda c: b"", "replaced": lambda c: b"hello" * 400}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_picture_is_said_to_be_damaged(store: Store, damage: str) -> None:
+    store.save_picture(7, PICTURE)
+    path = store.picture_path(7)
+    path.write_bytes(DAMAGES[damage](path.read_bytes()))
+    with pytest.raises(DamagedError, match=r"000007\.png .*`secondlook replay` can draw it again"):
+        store.checked(7, sha256(PICTURE))
+
+
+def test_a_picture_broken_anywhere_gives_no_other_error(store: Store) -> None:
+    store.save_picture(7, PICTURE)
+    path, whole = store.picture_path(7), store.picture_path(7).read_bytes()
+    for at in range(0, len(whole), len(whole) // 60):
+        for broken in (whole[:at], whole[:at] + b"\xff\x00\xff" + whole[at + 3 :]):
+            path.write_bytes(broken)
+            try:
+                assert np.array_equal(store.checked(7, sha256(PICTURE)), PICTURE)
+            except DamagedError:
+                continue
+
+
+def test_another_picture_in_its_place_is_noticed(store: Store) -> None:
+    store.save_picture(7, 255 - PICTURE)
+    with pytest.raises(DamagedError, match="is not the one its run recorded"):
+        store.checked(7, sha256(PICTURE))
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_state_is_said_to_be_damaged(store: Store, damage: str) -> None:
+    store.save_state(2, State(torch.randn(1, 3, 8, 8), torch.zeros(1), (Key.root(5),), torch.zeros(1, dtype=torch.long)))
+    path = store.folder / "states" / "000002.npz"
+    path.write_bytes(DAMAGES[damage](path.read_bytes()))
+    with pytest.raises(DamagedError, match="delete it and it will be made again"):
+        store.state(2)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_log_is_said_to_be_damaged(store: Store, damage: str) -> None:
+    for i in range(40):
+        store.append([("outcome", 0, i, body())])
+    store.close()
+    path = store.folder / LOG
+    content = path.read_bytes()
+    # A flip must fall on every page to be sure to be met.
+    broken = DAMAGES[damage](content) if damage != "flipped" else content[:100] + bytes(b ^ 0xFF for b in content[100:])
+    path.write_bytes(broken)
+    with pytest.raises(DamagedError, match="cannot be read"):
+        Record.read(Store.open(store.folder))
+
+
+@pytest.mark.parametrize("config", ["[]", "{}", '{"prompts": 3}', "no json"])
+def test_a_log_without_its_configuration_is_damaged(store: Store, config: str) -> None:
+    with sqlite3.connect(store.folder / LOG) as db:
+        db.execute("UPDATE meta SET value=? WHERE key='config'", (config,))
+    with pytest.raises(DamagedError, match="Restore it from a copy, or draw anew"):
+        Store.open(store.folder)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"n": 1, "move": {}, "condition": {"x": 1}}'])
+def test_an_event_that_says_nothing_is_damage(store: Store, text: str) -> None:
+    with sqlite3.connect(store.folder / LOG) as db:
+        db.execute("INSERT INTO events (kind, task, outcome, body, at) VALUES ('outcome', 0, 1, ?, 0)", (text,))
+    with pytest.raises(DamagedError):
+        Record.read(store)
+
+
+def test_a_run_of_another_format_is_refused(store: Store) -> None:
+    with sqlite3.connect(store.folder / LOG) as db:
+        db.execute("UPDATE meta SET value='99' WHERE key='version'")
+    with pytest.raises(ConfigError, match="has format 99; this release reads format 1"):
+        Store.open(store.folder)
