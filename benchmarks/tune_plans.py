@@ -1,6 +1,6 @@
 """Plan options at equal cost on scenes-dev: how the defaults were chosen. Writes nothing but a table.
 
-    python benchmarks/tune_plans.py --samples 8 --each 20 "random(n=8)" "zero_order(radius=0.5)" "paths(width=3)"
+python benchmarks/tune_plans.py --samples 8 --each 20 "random(n=8)" "zero_order(radius=0.5)" "paths(width=3)"
 """
 
 from __future__ import annotations

@@ -113,6 +113,11 @@ def _training(p: argparse.ArgumentParser) -> None:
     p.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False, help="needs a C++ compiler")
 
 
+def _visible(text: str) -> str:
+    """The text with control characters spelled out: a prompts file may hold anything, a terminal obeys some of it."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -129,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except SecondlookError as error:
-        print(f"secondlook: {error}", file=sys.stderr)
+        print(f"secondlook: {_visible(str(error))}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

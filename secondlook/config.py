@@ -10,7 +10,6 @@ from typing import Any, get_type_hints
 
 from secondlook.errors import ConfigError, nearest
 
-
 MOST = 100_000  # of anything a plan is asked for: beyond it a slip of the hand would fill the memory
 
 
@@ -58,7 +57,9 @@ def bind(call: Call, target: Callable[..., Any], skip: int = 0) -> dict[str, Any
     names = [p.name for p in parameters]
     shown = f"{call.name}({', '.join(str(p).split(':')[0] + _default(p) for p in parameters)})"
     if len(call.args) > len(names):
-        raise ConfigError(f"{call.name} takes {len(names)} options; got {len(call.args)} values. It is written {shown}.")
+        raise ConfigError(
+            f"{call.name} takes {len(names)} options; got {len(call.args)} values. It is written {shown}."
+        )
     options = dict(zip(names, call.args, strict=False))
     for name, value in call.options:
         if name not in names:

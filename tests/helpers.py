@@ -22,7 +22,13 @@ from secondlook.types import Condition, Cost, Task, Verifier
 from secondlook.worlds.scenes.grammar import WORDS
 from secondlook.worlds.scenes.world import Scenes
 
-PROMPTS = ("a red circle", "three squares", "a blue cross and a green triangle", "a square left of a cross", "a white square")
+PROMPTS = (
+    "a red circle",
+    "three squares",
+    "a blue cross and a green triangle",
+    "a square left of a cross",
+    "a white square",
+)
 STEPS = 4
 
 
@@ -141,3 +147,5 @@ def essence(record: Record) -> dict[int, tuple[object, ...]]:
     }
 
 
+def always_failing() -> Failing:
+    return Failing(lambda n: True)

@@ -27,7 +27,10 @@ def options(task: Task, *, count: int, radius: float = 0.5, name: str = "x", fla
         ("random()", Call("random")),
         (" random ( n = 20 ) ", Call("random", (), (("n", 20),))),
         ("zero_order(4, radius=0.3)", Call("zero_order", (4,), (("radius", 0.3),))),
-        ("a.b:c(x='(', y=[1, (2, {'k': None})], z=-1.5)", Call("a.b:c", (), (("x", "("), ("y", [1, (2, {"k": None})]), ("z", -1.5)))),
+        (
+            "a.b:c(x='(', y=[1, (2, {'k': None})], z=-1.5)",
+            Call("a.b:c", (), (("x", "("), ("y", [1, (2, {"k": None})]), ("z", -1.5))),
+        ),
     ],
 )
 def test_reads_names_and_literals(text: str, call: Call) -> None:
@@ -84,7 +87,10 @@ def test_refuses_whatever_is_not_a_name_and_literals(text: str, tmp_path: Path) 
     assert not mark.exists()
 
 
-@pytest.mark.parametrize("target", ["os:system", "subprocess:check_output", "subprocess:Popen", "builtins:eval", "builtins:exec", "shutil:rmtree"])
+@pytest.mark.parametrize(
+    "target",
+    ["os:system", "subprocess:check_output", "subprocess:Popen", "builtins:eval", "builtins:exec", "shutil:rmtree"],
+)
 @pytest.mark.parametrize("kind", ["verifier", "solver", "plan"])
 def test_a_call_string_cannot_call_what_is_no_part_of_a_search(kind: str, target: str, tmp_path: Path) -> None:
     mark = tmp_path / "mark"
@@ -107,7 +113,10 @@ def test_unknown_names_come_with_the_nearest(kind: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("p(cuont=1)", r'p has no option "cuont"; did you mean "count"\? It is written p\(count, radius=0.5, name=\'x\', flag=False\)'),
+        (
+            "p(cuont=1)",
+            r'p has no option "cuont"; did you mean "count"\? It is written p\(count, radius=0.5, name=\'x\', flag=False\)',
+        ),
         ("p()", r"p needs count\. It is written p\(count, "),
         ("p(1, count=2)", 'was given "count" twice'),
         ("p(count=1, count=2)", 'was given "count" twice'),
@@ -147,7 +156,10 @@ def test_a_solver_refuses_values_it_cannot_work_with(text: str) -> None:
 def test_module_and_attribute_reach_other_packages() -> None:
     assert isinstance(make_named("verifier", "tests.helpers:brightness"), Brightness)
     assert isinstance(make_named("verifier", "tests.helpers:Brightness"), Brightness)
-    assert make_plan("secondlook.plans.random:random(n=3)")(Task(0, Condition("x"), tasks()[0].key)).send(None)[2].stop == 1.0
+    assert (
+        make_plan("secondlook.plans.random:random(n=3)")(Task(0, Condition("x"), tasks()[0].key)).send(None)[2].stop
+        == 1.0
+    )
 
 
 @pytest.mark.parametrize(
@@ -160,7 +172,9 @@ def test_module_and_attribute_reach_other_packages() -> None:
         ("broken_elsewhere:x", "cannot be imported: ZeroDivisionError"),
     ],
 )
-def test_what_cannot_be_resolved_is_refused(name: str, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_cannot_be_resolved_is_refused(
+    name: str, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     if "broken" in name:
         (tmp_path / "broken_elsewhere.py").write_text("1 / 0\n")
         monkeypatch.syspath_prepend(tmp_path)
@@ -170,7 +184,11 @@ def test_what_cannot_be_resolved_is_refused(name: str, message: str, monkeypatch
 
 @pytest.mark.parametrize("name", sorted(PLANS))
 def test_every_plan_refuses_what_it_cannot_use(name: str) -> None:
-    first: dict[str, Callable[[str], str]] = {"random": lambda v: f"n={v}", "zero_order": lambda v: f"neighbours={v}", "paths": lambda v: f"n={v}"}
+    first: dict[str, Callable[[str], str]] = {
+        "random": lambda v: f"n={v}",
+        "zero_order": lambda v: f"neighbours={v}",
+        "paths": lambda v: f"n={v}",
+    }
     for value in ("0", "-1", "1000000000000"):
         with pytest.raises(ConfigError, match="must be"):
             next(make_plan(f"{name}({first[name](value)})")(tasks()[0]))

@@ -136,10 +136,10 @@ def test_shapes(shape: tuple[int, ...]) -> None:
 
 def test_global_random_state_is_neither_read_nor_moved() -> None:
     torch.manual_seed(0)
-    np.random.seed(0)  # noqa: NPY002
-    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index,union-attr] # noqa: NPY002
+    np.random.seed(0)
+    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index,union-attr]
     first = normal([KEY], (8,))
     assert torch.equal(torch.get_rng_state(), before)
-    assert np.array_equal(np.random.get_state()[1], numpy_before)  # type: ignore[index] # noqa: NPY002
+    assert np.array_equal(np.random.get_state()[1], numpy_before)  # type: ignore[index]
     torch.manual_seed(1)
     assert torch.equal(normal([KEY], (8,)), first)

@@ -160,7 +160,9 @@ def test_equal_neighbours_do_not_win() -> None:
     assert hand.round()[0].proposal.move["name"] == "fresh"
 
 
-@pytest.mark.parametrize("options", [{"neighbours": 0}, {"radius": 0.0}, {"radius": 1.01}, {"radius": -0.3}, {"patience": 0}])
+@pytest.mark.parametrize(
+    "options", [{"neighbours": 0}, {"radius": 0.0}, {"radius": 1.01}, {"radius": -0.3}, {"patience": 0}]
+)
 def test_zero_order_refuses(options: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(options))):
         next(zero_order(tasks()[0], **options))  # type: ignore[arg-type]
@@ -172,7 +174,9 @@ def test_zero_order_refuses(options: dict[str, float]) -> None:
 def test_paths_follow_the_published_scheme() -> None:
     hand = Hand(paths(tasks()[0], n=2, width=3, start=0.25, back=0.15, ahead=0.25, rounds=2), lambda i, p: -float(i))
     roots = hand.round()
-    assert [(o.proposal.move["name"], o.proposal.stop, o.proposal.ask) for o in roots] == [("fresh", 0.25, "nothing")] * 2
+    assert [(o.proposal.move["name"], o.proposal.stop, o.proposal.ask) for o in roots] == [
+        ("fresh", 0.25, "nothing")
+    ] * 2
     live, time = roots, 0.25
     for _ in range(2):
         children = hand.round()
@@ -204,7 +208,9 @@ def test_paths_that_reach_data_have_no_last_leg(start: float, ahead: float, roun
     assert not any(1 - 1e-5 < s < 1 for s in stops)
 
 
-@pytest.mark.parametrize("options", [{"n": 0}, {"start": 1.0}, {"back": 0.5}, {"ahead": 0.0}, {"rounds": -1}, {"width": 0}])
+@pytest.mark.parametrize(
+    "options", [{"n": 0}, {"start": 1.0}, {"back": 0.5}, {"ahead": 0.0}, {"rounds": -1}, {"width": 0}]
+)
 def test_paths_refuse(options: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(options))):
         next(paths(tasks()[0], **options))  # type: ignore[arg-type]

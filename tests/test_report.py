@@ -29,10 +29,19 @@ from secondlook.types import Condition, Cost, Outcome, Plan, Proposal, Task
 
 HOSTILE = "<script>alert(1)</script> & \"quotes\" 'single' </style>"
 CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome")) if p), None)
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --enable-logging=stderr --log-level=0 --virtual-time-budget=3000"
-).split()
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--enable-logging=stderr",
+    "--log-level=0",
+    "--virtual-time-budget=3000",
+]
 MEASURE = (
     "<script>addEventListener('load',()=>{const f=document.querySelector('iframe');"
     "document.title='width '+f.contentDocument.documentElement.scrollWidth})</script>"
@@ -59,13 +68,13 @@ def config(prompts: list[str], **changes: object) -> dict[str, object]:
     return usual | changes
 
 
-def make(folder: Path, plan: Callable[[Task], Plan], prompts: list[str], rounds: int, **changes: object) -> Path:
+def make(folder: Path, search: Callable[[Task], Plan], prompts: list[str], rounds: int, **changes: object) -> Path:
     """A run written by hand: each plan carried out for some rounds with made-up scores, in which every fifth is NaN."""
     store = Store.create(folder, config(prompts, **changes))
     rng = np.random.default_rng(3)
     for index, prompt in enumerate(prompts):
         task = Task(index, Condition(prompt), Key(index))
-        running, n, answer = plan(task), 0, None
+        running, n, answer = search(task), 0, None
         for _ in range(rounds):
             try:
                 proposals = next(running) if answer is None else running.send(answer)
@@ -207,7 +216,7 @@ def test_numbers_of_the_ledger_and_the_summary(path_run: Path) -> None:
     assert f"<td>{prompt.spent.evals}</td>" in rows["network evaluations"]
     assert "not charged" in text
     assert prompt.winner is not None
-    assert f"0.125<" in text and score(prompt.winner.score) in text
+    assert "0.125<" in text and score(prompt.winner.score) in text
 
 
 def test_half_made_outcomes_look_so_and_have_a_picture_only_where_one_was_made(path_run: Path) -> None:
@@ -243,7 +252,7 @@ def test_an_oracle_is_labelled(tmp_path: Path) -> None:
 
 def test_missing_measures_are_left_out(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    store = Store.create(folder, {})
+    store = Store.create(folder, {"prompts": []})
     move = {"name": "fresh", "key": "00"}
     outcome = Outcome(0, Proposal(move, Condition("plain")), math.nan)
     picture = np.zeros((4, 4, 3), np.uint8)
@@ -333,7 +342,7 @@ def browse(page: Path, profile: Path, *options: str) -> subprocess.CompletedProc
 def test_a_browser_shows_it_on_a_phone(run: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     folder = request.getfixturevalue(run)
     report = write_report(folder)
-    # The page is measured in a frame of 360 px, since a headless window cannot be made narrower than 500.
+    # The page is measured in a frame of 360 px, since not every headless window can be made that narrow.
     frame = tmp_path / "frame.html"
     frame.write_text(
         f"<!doctype html>{MEASURE}<iframe style='width:360px;height:800px;border:0' src='{report.as_uri()}'></iframe>"

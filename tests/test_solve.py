@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -89,7 +90,7 @@ def rms_error(path: Path, solver: Solver, steps: int) -> float:
 @each_path
 def test_order(path: Path, solver: Solver, order: int) -> None:
     errors = [rms_error(path, solver, n) for n in (40, 80, 160)]
-    for coarse, fine in zip(errors, errors[1:], strict=False):
+    for coarse, fine in pairwise(errors):
         assert math.log2(coarse / fine) == pytest.approx(order, abs=0.2)
     assert errors[-1] < (0.02 if order == 1 else 2e-3)
 
@@ -112,7 +113,7 @@ def test_stochastic_steps_keep_gaussian_marginals_to_first_order(path: Path, sca
         begin = world.marginal(path, 0.0)
         mean, var = float(begin.means[0, 0]), float(begin.scales[0]) ** 2
         times = torch.linspace(0, 0.9, steps + 1, dtype=torch.float64)
-        for t, t_next in zip(times[:-1], times[1:], strict=True):
+        for t, t_next in pairwise(times):
             rows = torch.ones(3, dtype=torch.float64)
             state = State(probe_x, t * rows, (Key.root(0),) * 3, torch.zeros(3, dtype=torch.int64))
             b, ab, bg = solver.step(flow, state, t_next * rows, None).x[:, 0].tolist()

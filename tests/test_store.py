@@ -29,14 +29,21 @@ def store(tmp_path: Path) -> Store:
 
 
 def body(score: float = 0.5) -> dict[str, object]:
-    outcome = Outcome(4, Proposal({"name": "fresh", "key": "ab"}, Condition("a red circle")), score, {"judge": math.nan, "checker": 1.0})
+    outcome = Outcome(
+        4,
+        Proposal({"name": "fresh", "key": "ab"}, Condition("a red circle")),
+        score,
+        {"judge": math.nan, "checker": 1.0},
+    )
     return outcome_body(outcome, 2, Cost(4, 8, 1, 1, 0.25), "00")
 
 
 # ---- the log ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("statement", ["UPDATE events SET body='{}'", "DELETE FROM events", "UPDATE events SET at=0 WHERE seq=1"])
+@pytest.mark.parametrize(
+    "statement", ["UPDATE events SET body='{}'", "DELETE FROM events", "UPDATE events SET at=0 WHERE seq=1"]
+)
 def test_what_is_logged_cannot_be_changed(store: Store, statement: str) -> None:
     store.append([("outcome", 0, 4, body())])
     before = store.events()
@@ -79,7 +86,7 @@ def test_a_folder_that_holds_anything_is_refused_and_left_alone(tmp_path: Path, 
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("mine")
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
-    with pytest.raises(ConfigError, match="is not empty|already holds a run"):
+    with pytest.raises(ConfigError, match=r"is not empty|already holds a run"):
         Store.create(tmp_path, CONFIG)
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
 
@@ -98,7 +105,9 @@ def test_a_creation_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytes
     folder = tmp_path / "run"
     if existed:
         folder.mkdir()
-    monkeypatch.setattr(module, "_SCHEMA", "CREATE TABLE meta (key, value); PRAGMA max_page_count=1; CREATE TABLE b (x);")
+    monkeypatch.setattr(
+        module, "_SCHEMA", "CREATE TABLE meta (key, value); PRAGMA max_page_count=1; CREATE TABLE b (x);"
+    )
     with pytest.raises(OSError, match="full"):
         Store.create(folder, CONFIG)
     assert folder.exists() == existed
@@ -173,7 +182,12 @@ def _flip(content: bytes) -> bytes:
     return content[:middle] + bytes(b ^ 0xFF for b in content[middle : middle + 40]) + content[middle + 40 :]
 
 
-DAMAGES: dict[str, Callable[[bytes], bytes]] = {"cut": _cut, "flipped": _flip, "emptied": lambda c: b"", "replaced": lambda c: b"hello" * 400}
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "cut": _cut,
+    "flipped": _flip,
+    "emptied": lambda c: b"",
+    "replaced": lambda c: b"hello" * 400,
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -205,7 +219,9 @@ def test_another_picture_in_its_place_is_noticed(store: Store) -> None:
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_state_is_said_to_be_damaged(store: Store, damage: str) -> None:
-    store.save_state(2, State(torch.randn(1, 3, 8, 8), torch.zeros(1), (Key.root(5),), torch.zeros(1, dtype=torch.long)))
+    store.save_state(
+        2, State(torch.randn(1, 3, 8, 8), torch.zeros(1), (Key.root(5),), torch.zeros(1, dtype=torch.long))
+    )
     path = store.folder / "states" / "000002.npz"
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
     with pytest.raises(DamagedError, match="delete it and it will be made again"):

@@ -11,7 +11,12 @@ FAR = 10_000  # proposals; a plan that has not finished a picture by then is lef
 
 def first_picture(plan: Plan, rig: Rig) -> Cost:
     """The price of everything up to a fresh plan's first finished picture, were all scores equal."""
-    total, known, sent = Cost(), list[Outcome](), None
+    total, sent = Cost(), None
+    known: list[Outcome] = []
+
+    def stop_of(i: int) -> float:
+        return known[i].proposal.stop
+
     while len(known) < FAR:
         try:
             proposals = next(plan) if sent is None else plan.send(sent)
@@ -20,7 +25,7 @@ def first_picture(plan: Plan, rig: Rig) -> Cost:
         sent = [Outcome(len(known) + i, p, 0.0) for i, p in enumerate(proposals)]
         known += sent
         for p in proposals:
-            total = total + rig.price(start_time(p.move, lambda i: known[i].proposal.stop), p.stop, p.ask)
+            total = total + rig.price(start_time(p.move, stop_of), p.stop, p.ask)
             if p.stop >= 1.0:
                 return total
         if not sent:

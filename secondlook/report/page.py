@@ -19,7 +19,7 @@ MOST_PICTURES = 6000  # thumbnails of candidates on one page
 _BUDGET = {"nfe": "NFE", "evals": "evaluations", "verdicts": "verdicts", "seconds": "s"}
 _WORDS = {
     "score": "the guiding verifier's number, higher is better; – where it could not judge",
-    "judge": "a verifier the search never saw: where the score rises and the judge does not, the verifier was fooled",
+    "judge": "a second verifier; where the score rises and the judge does not, the guiding one may be fooled",
     "checker": "the world's exact check of the picture against the prompt; it did not guide unless labelled oracle",
     "unsearched": "the picture of the prompt's first noise: what one gets without a search",
     "network evaluations": "passes of the network; guidance makes two of each solver evaluation (NFE)",

@@ -125,7 +125,7 @@ def chart_key(run: Run, full: bool) -> str:
     """What lines and dots of the charts mean; lines are labelled in place, so ``full`` is wanted only once."""
     lines = {
         "score": "the guiding verifier's score",
-        "judge": "the judge's, who did not guide",
+        "judge": "the judge's, who guided here" if run.verifier == "judge" else "the judge's, who did not guide",
         "checker": "the exact checker's verdict: 0 wrong, 1 right",
     }
     shown = "".join(
