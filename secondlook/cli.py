@@ -103,8 +103,8 @@ def _sampling(p: argparse.ArgumentParser) -> None:
 def _training(p: argparse.ArgumentParser) -> None:
     p.add_argument("world", help="scenes, or scenes-verifier and scenes-judge")
     p.add_argument("--out", required=True, metavar="DIR", help="holds the state; name it again to go on")
-    p.add_argument("--steps", type=_number, default=1800)
-    p.add_argument("--hold", type=_real, default=0.56, help="share of the run before the rate falls (default: %(default)s)")
+    p.add_argument("--steps", type=_number, default=3000)
+    p.add_argument("--hold", type=_real, default=0.4, help="share of the run before the rate falls (default: %(default)s)")
     p.add_argument("--batch", type=_number, default=128)
     p.add_argument("--seed", type=_number, default=0)
     p.add_argument("--predicts", default="data", help="data, velocity or noise")

@@ -131,6 +131,14 @@ def test_draws_have_the_closed_form_moments() -> None:
     assert ((near - want).abs() < 4 * (want * (1 - want) / n).sqrt() + 2e-3).all()
 
 
+def test_draws_have_their_own_components_scale() -> None:
+    apart = Mixture.of((0.6, 0.4), ((-100.0, 0.0), (100.0, 0.0)), (0.3, 2.0))
+    x = apart.sample([Key.root(9).child(i) for i in range(2000)])
+    for k, mine in enumerate((x[:, 0] < 0, x[:, 0] > 0)):
+        z = ((x[mine] - apart.means[k]) / apart.scales[k]).flatten()
+        assert abs(float(z.square().mean()) - 1) < 4 * (2 / len(z)) ** 0.5
+
+
 def test_draws_belong_to_their_keys() -> None:
     keys = [Key.root(6).child(i) for i in range(8)]
     whole = WORLD.sample(keys)
