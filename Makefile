@@ -38,7 +38,7 @@ wheel: setup
 	rm -rf dist && $(BIN)/python -m pip wheel -q --no-deps --no-build-isolation -w dist .
 
 bench-scenes: setup
-	$(BIN)/python -m secondlook.bench.scenes --out runs/bench-scenes
+	$(BIN)/python -m secondlook.bench.scenes --out runs/bench-scenes --readme README.md
 
 bench-engine: setup
 	$(BIN)/python benchmarks/engine_overhead.py

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from secondlook.bench.scenes import EVALS, METHODS, SIZES, lines, rows_of
+from secondlook.bench.scenes import EVALS, METHODS, SIZES, between, lines, rows_of
 from secondlook.bench.stats import interval, macro
 from secondlook.engine.record import Record
 from secondlook.types import Condition, Cost, Outcome, Proposal
@@ -59,3 +60,12 @@ def test_rows_read_what_was_paid_for_within_each_size() -> None:
     assert [float(r.columns["verifier"][0]) for r in rows] == pytest.approx([0.1, 0.3, 0.9])
     assert [int(r.columns["evals"][0]) for r in rows] == [EVALS, 8 * EVALS, 20 * EVALS]
     assert [float(r.columns["checker"][0]) for r in rows] == [0.0, 0.0, 1.0]
+
+
+def test_table_goes_between_the_marks_and_nowhere_else(tmp_path: Path) -> None:
+    page = tmp_path / "README.md"
+    page.write_text("a\n<!-- table:begin -->\nold\n<!-- table:end -->\nb\n")
+    between(page, "table", "new")
+    assert page.read_text() == "a\n<!-- table:begin -->\nnew\n<!-- table:end -->\nb\n"
+    between(page, "other", "lost")
+    assert "lost" not in page.read_text()

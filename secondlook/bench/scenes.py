@@ -140,6 +140,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", default="runs/bench-scenes", help="holds the runs; name it again to go on")
     parser.add_argument("--results", default="docs/results/scenes.md")
+    parser.add_argument("--readme", metavar="README.md", help="also put the table into this page, between its marks")
     parser.add_argument("--split", default="scenes-test")
     parser.add_argument("--each", type=int, default=EACH, help="lines of each task")
     parser.add_argument("--seed", type=int, default=0)
@@ -156,8 +157,18 @@ def main() -> int:
     results = Path(args.results)
     results.parent.mkdir(parents=True, exist_ok=True)
     results.write_text(text)
+    if args.readme:
+        between(Path(args.readme), "table", table(rows, tasks))
     print(text)
     return 0
+
+
+def between(page: Path, name: str, text: str) -> None:
+    """Put ``text`` between a page's `<!-- name:begin -->` and `<!-- name:end -->`; a page without them is left alone."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    old = page.read_text() if page.is_file() else ""
+    if begin in old and end in old:
+        page.write_text(f"{old.split(begin)[0]}{begin}\n{text}\n{end}{old.split(end, 1)[1]}")
 
 
 def page(rows: list[Row], tasks: list[str], about: dict[str, object], args: argparse.Namespace) -> str:
