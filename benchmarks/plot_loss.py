@@ -22,7 +22,9 @@ def curve(points: list[tuple[int, float]]) -> str:
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*p) for p in points))
     marks = [f'<line x1="{LEFT}" x2="{W - RIGHT}" y1="{at(0, t)[1]:.1f}" y2="{at(0, t)[1]:.1f}" stroke="#8884"/>'
              f'<text x="{LEFT - 6}" y="{at(0, t)[1] + 4:.1f}" text-anchor="end">{t}</text>' for t in TICKS]  # fmt: skip
-    marks += [f'<text x="{at(s, 1)[0]:.1f}" y="{H - 14}" text-anchor="middle">{s}</text>' for s in range(0, last + 1, 500)]
+    marks += [
+        f'<text x="{at(s, 1)[0]:.1f}" y="{H - 14}" text-anchor="middle">{s}</text>' for s in range(0, last + 1, 500)
+    ]
     return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {W} {H}" width="{W}" font-family="sans-serif" '
             f'font-size="11" fill="#777">{"".join(marks)}<polyline points="{line}" fill="none" stroke="#2a78c0" '
             f'stroke-width="1.5"/><text x="{W / 2}" y="{H - 1}" text-anchor="middle">step (velocity loss, mean of ten '

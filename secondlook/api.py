@@ -115,7 +115,9 @@ def draw(
     limits = {"nfe": nfe, "evals": evals, "verdicts": verdicts, "seconds": seconds}
     unknown = set(options) - set(Settings.__dataclass_fields__)
     if unknown:
-        raise ConfigError(f"draw has no option {sorted(unknown)[0]!r}; known: {', '.join(Settings.__dataclass_fields__)}.")
+        raise ConfigError(
+            f"draw has no option {sorted(unknown)[0]!r}; known: {', '.join(Settings.__dataclass_fields__)}."
+        )
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     s = Settings(texts, plan, budget=limits, **options).fill()
     tasks_of(s)
@@ -189,7 +191,9 @@ def replay_outcome(out: str | Path, outcome: int) -> Replayed:
         known = f"it holds {have[0]} to {have[-1]}" if have else "it holds none yet"
         raise ConfigError(f'The run "{out}" has no outcome {outcome}; {known}.')
     if record.digests[outcome] is None:
-        raise ConfigError(f"Outcome {outcome} is a half-made state that nobody looked at; it has no picture to compare.")
+        raise ConfigError(
+            f"Outcome {outcome} is a half-made state that nobody looked at; it has no picture to compare."
+        )
     s = Settings.of(store.config)
     picture = replay(build_rig(s, scoring=False), outcome, lambda i: record.outcomes[i].proposal)
     return Replayed(outcome, sha256(picture) == record.digests[outcome], picture)

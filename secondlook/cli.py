@@ -19,7 +19,19 @@ class Parser(argparse.ArgumentParser):
     """argparse, with errors as one sentence."""
 
     def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments: "):
+            raise ConfigError(unknown(message.split(": ", 1)[1]))
         raise ConfigError(f"{message[:1].upper()}{message[1:]}. See `{self.prog} --help`.")
+
+
+def unknown(words: str) -> str:
+    """What to say of words that no command takes."""
+    word = words.split()[0]
+    if not word.startswith("-"):
+        return f'"{words}" is one word too many; a prompt of several words goes in quotes. See `secondlook --help`.'
+    commands = next(a for a in parser()._actions if isinstance(a, argparse._SubParsersAction)).choices.values()
+    flags = {f for c in commands for a in c._actions for f in a.option_strings if f.startswith("--")}
+    return f'There is no option "{word}" here; {nearest(word.split("=")[0], flags)} See `secondlook COMMAND --help`.'
 
 
 def _number(text: str) -> int:
@@ -65,8 +77,10 @@ def parser() -> Parser:
     sample.add_argument("--out", required=True, metavar="FILE.png")
     _sampling(sample)
 
-    for name, about in (("resume", "finish an interrupted run"), ("report", "write a run's report.html")):
-        commands.add_parser(name, help=about).add_argument("dir", metavar="DIR")
+    resume = commands.add_parser("resume", help="finish an interrupted run")
+    resume.add_argument("dir", metavar="DIR")
+    resume.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    commands.add_parser("report", help="write a run's report.html").add_argument("dir", metavar="DIR")
     replay = commands.add_parser("replay", help="draw one outcome again and compare it, bit for bit")
     replay.add_argument("dir", metavar="DIR")
     replay.add_argument("outcome", type=_number)
@@ -104,7 +118,9 @@ def _training(p: argparse.ArgumentParser) -> None:
     p.add_argument("world", help="scenes, or scenes-verifier and scenes-judge")
     p.add_argument("--out", required=True, metavar="DIR", help="holds the state; name it again to go on")
     p.add_argument("--steps", type=_number, default=3000)
-    p.add_argument("--hold", type=_real, default=0.4, help="share of the run before the rate falls (default: %(default)s)")
+    p.add_argument(
+        "--hold", type=_real, default=0.4, help="share of the run before the rate falls (default: %(default)s)"
+    )
     p.add_argument("--batch", type=_number, default=128)
     p.add_argument("--seed", type=_number, default=0)
     p.add_argument("--predicts", default="data", help="data, velocity or noise")
@@ -128,6 +144,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command is None:
             parser().print_help()
             return 0
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())  # so that --plan mine:plan finds mine.py here, as with `python -m`
         from secondlook import commands
 
         code: int = getattr(commands, args.command)(args, words)

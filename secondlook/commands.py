@@ -27,7 +27,9 @@ _SAMPLING = ("model", "steps", "solver", "guidance", "shift", "seed", "rows", "b
 
 def draw(args: Args, words: Sequence[str]) -> int:
     if (args.prompt is None) == (args.prompts is None):
-        raise ConfigError('Give either one prompt in quotes or --prompts FILE, e.g. secondlook draw "a red circle" --out DIR.')
+        raise ConfigError(
+            'Give either one prompt in quotes or --prompts FILE, e.g. secondlook draw "a red circle" --out DIR.'
+        )
     prompts = [args.prompt] if args.prompts is None else read_prompts(Path(args.prompts))
     out = Path(args.out)
     limits = {k: getattr(args, k) for k in ("nfe", "evals", "verdicts", "seconds")}
@@ -44,7 +46,7 @@ def resume(args: Args, words: Sequence[str]) -> int:
     if Record.read(store).done:
         print(f'The run "{out}" is finished; there is nothing to resume.')
         return 0
-    progress = Progress(len(store.config["prompts"]))
+    progress = None if args.quiet else Progress(len(store.config["prompts"]))
     with interruptible(out):
         found = api.resume(out, progress)
     return _finish(out, found, progress)
@@ -127,7 +129,9 @@ def export(args: Args, words: Sequence[str]) -> int:
     winners = [record.winner(i) for i in range(len(prompts))]
     for winner in winners:  # every picture is read before the first is written
         if winner is None:
-            raise SecondlookError("The budget of this run ended before some prompt had a picture; draw with a larger one.")
+            raise SecondlookError(
+                "The budget of this run ended before some prompt had a picture; draw with a larger one."
+            )
         store.checked(winner.id, record.digests[winner.id])
     for i, (prompt, winner) in enumerate(zip(prompts, winners, strict=True)):
         folder = out / f"{i:05d}"

@@ -126,7 +126,9 @@ def renoise(path: Path, x: Tensor, t: Tensor, earlier: Tensor, noise: Tensor) ->
     2501.09732's forward step for rectified flows; adding noise to a velocity or to the current guess is not.
     """
     if bool((earlier > t).any()):
-        raise ValueError(f"renoise goes back in time: wanted earlier <= t, got {earlier.max():.4g} after {t.min():.4g}.")
+        raise ValueError(
+            f"renoise goes back in time: wanted earlier <= t, got {earlier.max():.4g} after {t.min():.4g}."
+        )
     c, e = path.coefs(t).like(x), path.coefs(earlier).like(x)
     a = torch.where(c.alpha > 0, e.alpha / c.alpha.clamp_min(1e-12), torch.ones_like(e.alpha))
     b = (e.sigma**2 - (a * c.sigma) ** 2).clamp_min(0).sqrt()

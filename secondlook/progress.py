@@ -50,7 +50,9 @@ def table(found: Sequence[Result]) -> str:
     if not found:
         return "No prompt has a finished picture."
     width = min(48, max(len(r.prompt) for r in found))
-    head = f"{'prompt':<{width}}  {'base':>6}  {'best':>6}  {'judge':>13}  {'checker':>15}  {'evals':>6}  {'seconds':>7}"
+    head = (
+        f"{'prompt':<{width}}  {'base':>6}  {'best':>6}  {'judge':>13}  {'checker':>15}  {'evals':>6}  {'seconds':>7}"
+    )
     lines = [head, "-" * len(head)]
     for r in found:
         text = r.prompt if len(r.prompt) <= width else r.prompt[: width - 1] + "…"

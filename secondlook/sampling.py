@@ -41,7 +41,9 @@ def contact_sheet(pictures: np.ndarray, title: str = "", zoom: int = 2, columns:
     n, h, w, _ = pictures.shape
     columns = columns or math.ceil(math.sqrt(n))
     top, gap = (18 if title else 4), 4
-    sheet = Image.new("RGB", (columns * (w * zoom + gap) + gap, top + math.ceil(n / columns) * (h * zoom + gap)), (12, 12, 14))
+    sheet = Image.new(
+        "RGB", (columns * (w * zoom + gap) + gap, top + math.ceil(n / columns) * (h * zoom + gap)), (12, 12, 14)
+    )
     if title:
         ImageDraw.Draw(sheet).text((gap, 3), title, fill=(230, 230, 230))
     for i, picture in enumerate(pictures):

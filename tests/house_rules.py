@@ -10,7 +10,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 FILE_LINES, FUNCTION_LINES, PLAN_LINES = 400, 60, 80
 # A room may import from rooms before it and from itself; mathematics has no room.
-LAYERS = {"models": 1, "worlds": 1, "verify": 2, "critics": 2, "plans": 2, "train": 3, "engine": 3, "report": 4, "bench": 5}
+LAYERS = {
+    "models": 1,
+    "worlds": 1,
+    "verify": 2,
+    "critics": 2,
+    "plans": 2,
+    "train": 3,
+    "engine": 3,
+    "report": 4,
+    "bench": 5,
+}
 PLANS_KNOW = ("types", "errors", "config", "plans")
 MARKS = re.compile(r"NotImplementedError|\bTODO\b|\bFIXME\b|\bXXX\b|# stub|pragma: no cover")
 

@@ -204,7 +204,7 @@ def test_all_text_of_a_run_is_escaped(tmp_path: Path) -> None:
 
 
 def test_numbers_of_the_ledger_and_the_summary(path_run: Path) -> None:
-    text, page = read(path_run)
+    text, _page = read(path_run)
     store = Store.open(path_run)
     [prompt] = read_run(store).prompts
     store.close()
@@ -216,11 +216,12 @@ def test_numbers_of_the_ledger_and_the_summary(path_run: Path) -> None:
     assert f"<td>{prompt.spent.evals}</td>" in rows["network evaluations"]
     assert "not charged" in text
     assert prompt.winner is not None
-    assert "0.125<" in text and score(prompt.winner.score) in text
+    assert "0.125<" in text
+    assert score(prompt.winner.score) in text
 
 
 def test_half_made_outcomes_look_so_and_have_a_picture_only_where_one_was_made(path_run: Path) -> None:
-    text, page = read(path_run)
+    text, _page = read(path_run)
     cards = re.findall(r'<div class="(card[^"]*)" id="o(\d+)".*?</div>', text)
     store = Store.open(path_run)
     run = read_run(store)
@@ -236,7 +237,7 @@ def test_finished_or_interrupted_is_told(climb: Path, tmp_path: Path) -> None:
     assert "<b>finished</b>" in read(climb)[0]
     folder = tmp_path / "cut off"
     store = Store.create(folder, config(["a", "b"]))
-    [proposal] = [p for p in next(random(Task(0, Condition("a"), Key(0)), n=1))]
+    [proposal] = list(next(random(Task(0, Condition("a"), Key(0)), n=1)))
     record(store, 0, 0, 0, proposal, np.random.default_rng(0))
     store.close()
     text, _ = read(folder)
@@ -278,12 +279,14 @@ def test_a_picture_the_log_does_not_know_is_not_shown(climb: Path) -> None:
     store.picture_path(2).write_bytes(b"no picture")
     store.close()
     text, _ = read(climb)
-    assert "0 (altered)" in text and "1 (missing)" in text and "2 (damaged)" in text
+    assert "0 (altered)" in text
+    assert "1 (missing)" in text
+    assert "2 (damaged)" in text
 
 
 def test_many_prompts_are_folded_behind_an_overview(tmp_path: Path) -> None:
     prompts = [f"prompt {i}" for i in range(14)]
-    text, page = read(make(tmp_path / "run", lambda t: random(t, n=2), prompts, 1))
+    _text, page = read(make(tmp_path / "run", lambda t: random(t, n=2), prompts, 1))
     links = {a["href"] for a in page.all("a")}
     ids = {a["id"] for _, a in page.elements if "id" in a}
     assert {f"#p{i}" for i in range(14)} <= links
@@ -307,7 +310,8 @@ def test_large_noisy_pictures_become_light_thumbnails(tmp_path: Path) -> None:
     store.close()
     text, _ = read(folder)
     sizes = [len(base64.b64decode(d)) for d in re.findall(r"data:image/jpeg;base64,([^\"]+)", text)]
-    assert sizes and max(sizes) < 8000
+    assert sizes
+    assert max(sizes) < 8000
 
 
 def test_a_curve_has_a_gap_where_nothing_was_judged() -> None:
@@ -322,7 +326,8 @@ def test_a_curve_has_a_gap_where_nothing_was_judged() -> None:
 def test_ticks_are_few_and_within(end: float) -> None:
     ticks = _ticks(end)
     assert 2 <= len(ticks) <= 6
-    assert ticks[0] == 0 and ticks[-1] <= end
+    assert ticks[0] == 0
+    assert ticks[-1] <= end
 
 
 def test_numbers_as_words() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def test_rate_warms_up_holds_and_falls() -> None:
     assert heights[0] == pytest.approx(0.1)
     assert heights[10:51] == [1.0] * 41
     assert heights[100] == pytest.approx(0.1)
-    assert all(a >= b for a, b in zip(heights[50:], heights[51:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(heights))
 
 
 def test_batches_depend_on_seed_and_step_only_and_are_right() -> None:
@@ -103,7 +104,9 @@ def test_train_command_writes_weights_that_sample(tmp_path: Path, capsys: pytest
     assert sheet.exists()
 
 
-@pytest.mark.parametrize("words", [["train", "scene"], ["train", "scenes", "--steps", "0"], ["train", "scenes", "--predicts", "x0"]])
+@pytest.mark.parametrize(
+    "words", [["train", "scene"], ["train", "scenes", "--steps", "0"], ["train", "scenes", "--predicts", "x0"]]
+)
 def test_bad_training_words(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*words, "--out", str(tmp_path / "job")]) == 2
     assert not (tmp_path / "job").exists()

@@ -36,7 +36,9 @@ def score(args: argparse.Namespace) -> dict[str, object]:
     for k in range(args.samples):
         pictures = run_all(rig, [rig.start(t.key.child("draw", k)) for t in tasks], [t.condition for t in tasks])
         right[:, k] = check(pictures, prompts)
-        print(f"{k + 1}/{args.samples} samples a prompt, mean {right[:, : k + 1].mean():.3f}", file=sys.stderr, flush=True)
+        print(
+            f"{k + 1}/{args.samples} samples a prompt, mean {right[:, : k + 1].mean():.3f}", file=sys.stderr, flush=True
+        )
     seconds = time.perf_counter() - begin
     tags, mean = [p.tag for p in prompts], right.mean(1)
     if "hard" in args.split:

@@ -100,7 +100,9 @@ def _row(name: str, samples: int, method: Method, record: Record, count: int) ->
             if spent > limit:
                 break
             costs.append(record.costs[outcome.id])
-        if winner is None:  # no finished picture within this many evaluations: the plain sample stands, at its own price
+        if (
+            winner is None
+        ):  # no finished picture within this many evaluations: the plain sample stands, at its own price
             winner, own = record.baselines[i]
             costs.append(own)
         columns["verifier"].append(winner.score)
@@ -173,7 +175,9 @@ def between(page: Path, name: str, text: str) -> None:
 
 def page(rows: list[Row], tasks: list[str], about: dict[str, object], args: argparse.Namespace) -> str:
     """The results page: what was run, the table, per-prompt means."""
-    plain = ", ".join(f"{r.name}{' (oracle)' if r.oracle else ''} {r.samples}: {r.columns['checker'].mean():.3f}" for r in rows)
+    plain = ", ".join(
+        f"{r.name}{' (oracle)' if r.oracle else ''} {r.samples}: {r.columns['checker'].mean():.3f}" for r in rows
+    )
     command = f"python -m secondlook.bench.scenes --split {args.split} --each {args.each} --seed {args.seed}"
     facts = json.dumps({k: about[k] for k in ("version", "commit", "model", "solver", "guidance", "shift", "rows", "bf16",
                                               "threads", "versions")})  # fmt: skip

@@ -220,7 +220,9 @@ class Driver:
         jobs = self._batch()
         begin = time.perf_counter()
         before = (self.rig.flow.meter.nfe, self.rig.flow.meter.evals)
-        states = self.rig.step([_held(j) for j in jobs], [j.proposal.stop for j in jobs], [j.proposal.condition for j in jobs])
+        states = self.rig.step(
+            [_held(j) for j in jobs], [j.proposal.stop for j in jobs], [j.proposal.condition for j in jobs]
+        )
         self._share(jobs, begin, before)
         for job, state in zip(jobs, states, strict=True):
             job.state = state
@@ -306,7 +308,9 @@ class Driver:
                 self.store.append([("failure", None, None, {"judge": name, "traceback": traceback.format_exc()})])
         return [{name: column[i] for name, column in columns.items()} for i in range(len(jobs))]
 
-    def _write(self, jobs: list[Job], pictures: dict[int, np.ndarray], verdicts: dict[int, tuple[float, dict[str, float]]]) -> None:
+    def _write(
+        self, jobs: list[Job], pictures: dict[int, np.ndarray], verdicts: dict[int, tuple[float, dict[str, float]]]
+    ) -> None:
         """Pictures and states first, then one commit that reports them, then the plans go on."""
         events = []
         for job in jobs:

@@ -36,7 +36,9 @@ class Budget:
         for name, limit in asdict(self).items():
             price = getattr(sample, name)
             if limit is not None and name != "seconds" and limit < price:
-                raise ConfigError(f"{what} costs {price} {name} here; the budget of {limit} {name} buys none. Raise it.")
+                raise ConfigError(
+                    f"{what} costs {price} {name} here; the budget of {limit} {name} buys none. Raise it."
+                )
 
 
 @dataclass

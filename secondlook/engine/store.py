@@ -89,7 +89,9 @@ class Store:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f'The folder "{folder}" cannot be made ({error.strerror}). Choose another --out.') from None
+            raise ConfigError(
+                f'The folder "{folder}" cannot be made ({error.strerror}). Choose another --out.'
+            ) from None
         try:
             for name in ("pictures", "states"):
                 (folder / name).mkdir(exist_ok=True)
@@ -111,7 +113,9 @@ class Store:
         """An existing run; ConfigError where there is none, DamagedError where it cannot be read."""
         log = folder / LOG
         if not log.is_file():
-            raise ConfigError(f'"{folder}" is no run: it holds no {LOG}. Name a folder that `secondlook draw --out` made.')
+            raise ConfigError(
+                f'"{folder}" is no run: it holds no {LOG}. Name a folder that `secondlook draw --out` made.'
+            )
         try:
             db = _connect(log)
             rows = dict(db.execute("SELECT key, value FROM meta"))
@@ -119,7 +123,9 @@ class Store:
             if not isinstance(json.loads(rows["config"])["prompts"], list):
                 raise ValueError("its configuration names no prompts")
         except (sqlite3.DatabaseError, KeyError, TypeError, ValueError) as error:
-            raise DamagedError(f"The log {log} cannot be read ({error}). Restore it from a copy, or draw anew.") from None
+            raise DamagedError(
+                f"The log {log} cannot be read ({error}). Restore it from a copy, or draw anew."
+            ) from None
         if version != VERSION:
             raise ConfigError(f"The run {folder} has format {version}; this release reads format {VERSION}.")
         return Store(folder, db)
@@ -136,7 +142,9 @@ class Store:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise ConfigError(f'Another process is writing the run "{self.folder}". Wait for it or stop it.') from None
+                raise ConfigError(
+                    f'Another process is writing the run "{self.folder}". Wait for it or stop it.'
+                ) from None
             yield
 
     def append(self, events: Sequence[tuple[str, int | None, int | None, dict[str, Any]]]) -> None:
@@ -152,7 +160,9 @@ class Store:
         """The log in order, or one kind of it."""
         query = "SELECT seq, kind, task, outcome, body, at FROM events"
         try:
-            rows = self._db.execute(*((query + " WHERE kind=? ORDER BY seq", (kind,)) if kind else (query + " ORDER BY seq",)))
+            rows = self._db.execute(
+                *((query + " WHERE kind=? ORDER BY seq", (kind,)) if kind else (query + " ORDER BY seq",))
+            )
             return [Event(s, k, t, o, json.loads(b), at) for s, k, t, o, b, at in rows]
         except (sqlite3.DatabaseError, ValueError) as error:
             raise DamagedError(f"The log of {self.folder} cannot be read ({error}).") from None
@@ -171,7 +181,9 @@ class Store:
         try:
             return np.asarray(Image.open(path).convert("RGB"))
         except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises depends on where a file is broken
-            raise DamagedError(f"The picture {path} cannot be read ({error}). `secondlook replay` can draw it again.") from None
+            raise DamagedError(
+                f"The picture {path} cannot be read ({error}). `secondlook replay` can draw it again."
+            ) from None
 
     def checked(self, name: int | str, digest: str | None) -> np.ndarray:
         """The picture, refused where its pixels are not the recorded ones."""
@@ -200,7 +212,9 @@ class Store:
                 a = {k: torch.from_numpy(file[k]) for k in file.files}
             key = Key(int.from_bytes(a.pop("key").numpy().tobytes(), "big"))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise DamagedError(f"The state {path} cannot be read ({error}); delete it and it will be made again.") from None
+            raise DamagedError(
+                f"The state {path} cannot be read ({error}); delete it and it will be made again."
+            ) from None
         return State(a["x"], a["t"], (key,), a["step"], a.get("data"))
 
     def close(self) -> None:
@@ -212,7 +226,9 @@ def refuse_full(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f'"{folder}" is a file; --out wants a folder.')
     if folder.is_dir() and (folder / LOG).exists():
-        raise ConfigError(f'"{folder}" already holds a run. Choose another --out, or go on with `secondlook resume {folder}`.')
+        raise ConfigError(
+            f'"{folder}" already holds a run. Choose another --out, or go on with `secondlook resume {folder}`.'
+        )
     if folder.is_dir() and any(not _left_over(p) for p in folder.iterdir()):
         raise ConfigError(f'"{folder}" is not empty. Choose another --out; nothing was written.')
 

@@ -28,7 +28,9 @@ def locate(model: str) -> Path:
         return shipped(MODELS[model])
     path = Path(model)
     if not path.is_file():
-        raise ConfigError(f'There is no model "{model}": it is neither a file nor a shipped model; {nearest(model, MODELS)}')
+        raise ConfigError(
+            f'There is no model "{model}": it is neither a file nor a shipped model; {nearest(model, MODELS)}'
+        )
     return path
 
 
@@ -47,7 +49,9 @@ def read_config(path: Path) -> dict[str, Any]:
             config: dict[str, Any] = json.loads((file.metadata() or {})["config"])
             return config
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise DamagedError(f"The weights {path} cannot be read ({error}). Install the package again, or train anew.") from None
+        raise DamagedError(
+            f"The weights {path} cannot be read ({error}). Install the package again, or train anew."
+        ) from None
 
 
 def fill(module: nn.Module, path: Path) -> None:

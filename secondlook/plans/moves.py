@@ -43,4 +43,6 @@ def best(outcomes: Iterable[Outcome]) -> Outcome:
 
 def top(outcomes: Sequence[Outcome], count: int) -> list[Outcome]:
     """The ``count`` highest scores, best first."""
-    return sorted(outcomes, key=lambda o: (math.isnan(o.score), -o.score if not math.isnan(o.score) else 0.0, o.id))[:count]
+    return sorted(outcomes, key=lambda o: (math.isnan(o.score), -o.score if not math.isnan(o.score) else 0.0, o.id))[
+        :count
+    ]

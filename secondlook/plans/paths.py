@@ -9,7 +9,14 @@ from secondlook.types import Plan, Task
 
 
 def paths(
-    task: Task, *, n: int = 2, width: int = 2, start: float = 0.25, back: float = 0.15, ahead: float = 0.25, rounds: int = 2
+    task: Task,
+    *,
+    n: int = 2,
+    width: int = 2,
+    start: float = 0.25,
+    back: float = 0.15,
+    ahead: float = 0.25,
+    rounds: int = 2,
 ) -> Plan:
     """Run ``n`` noises to time ``start``; then ``rounds`` times: take each path back by ``back`` with ``width`` fresh
     noises, run all of them ahead to ``ahead`` past where they were, score the predicted picture, keep the best ``n``;

@@ -93,7 +93,9 @@ class Trainer:
         try:
             saved = torch.load(self.folder / "state.pt", weights_only=True)
         except Exception as error:
-            raise DamagedError(f"{self.folder / 'state.pt'} cannot be read ({error}); delete it to start over.") from None
+            raise DamagedError(
+                f"{self.folder / 'state.pt'} cannot be read ({error}); delete it to start over."
+            ) from None
         if saved["config"] != asdict(self.config):
             raise ConfigError(f"{self.folder} holds a training with other settings; choose another folder.")
         self.module.load_state_dict(saved["module"])
@@ -149,7 +151,9 @@ class Trainer:
                 value = self._once(forward)
                 self.step += 1
                 self.seconds += time.perf_counter() - start
-                log.write(json.dumps({"step": self.step, "loss": round(value, 6), "seconds": round(self.seconds, 1)}) + "\n")
+                log.write(
+                    json.dumps({"step": self.step, "loss": round(value, 6), "seconds": round(self.seconds, 1)}) + "\n"
+                )
                 if self.step % c.save_every == 0 or self.step == c.steps:
                     log.flush()
                     self.save()

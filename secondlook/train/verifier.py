@@ -2,14 +2,18 @@
 
 The shipped weights came from these commands, BASE being the base model's weights and DIR any folder:
 
-    python -m secondlook.train.verifier collect BASE 1800 DIR/a.npz --seed 11
-    python -m secondlook.train.verifier collect BASE 1800 DIR/b.npz --seed 13
-    python -m secondlook.train.verifier train tokens DIR/verifier --seed 2 --steps 1800 --samples DIR/[ab].npz
+    python -m secondlook.train.verifier collect BASE 2200 DIR/a.npz --seed 11
+    python -m secondlook.train.verifier collect BASE 2200 DIR/b.npz --seed 13
+    python -m secondlook.train.verifier train tokens DIR/start --seed 1 --steps 500
+    python -m secondlook.train.verifier train tokens DIR/verifier --seed 2 --steps 1800 \\
+        --init DIR/start/weights.safetensors --samples DIR/[ab].npz
     python -m secondlook.train.verifier train film DIR/judge --seed 3 --steps 1800 --samples DIR/[ab].npz
-    python -m secondlook.train.verifier dev BASE DIR/dev.npz --seed 12
-    python -m secondlook.train.verifier evaluate DIR/{verifier,judge}/weights.safetensors DIR/dev.npz OUT.json
+    python -m secondlook.train.verifier dev BASE DIR/dev-a.npz --seed 12 --each 4
+    python -m secondlook.train.verifier dev BASE DIR/dev-b.npz --seed 14 --each 4
+    python -m secondlook.train.verifier evaluate DIR/{verifier,judge}/weights.safetensors OUT.json DIR/dev-[ab].npz
 
-``train --init WEIGHTS`` begins from weights trained before, such as on renders alone (no ``--samples``).
+``train`` without ``--samples`` sees renders alone. The shipped verifier's start was the first 500 of 3000 planned steps,
+before its rate fell. ``docs/results/verifier.json`` holds what ``evaluate`` found.
 """
 
 from __future__ import annotations
@@ -18,13 +22,13 @@ import argparse
 import json
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from secondlook.models.checkpoint import fill
 from secondlook.train.auc import results
@@ -137,7 +141,7 @@ def trainer(kind: str, folder: Path, config: TrainConfig, samples: Samples | Non
         fill(module, init)
     pool = pool_of(samples) if samples is not None else []
 
-    def loss(forward: nn.Module, step: int, generator: torch.Generator) -> Tensor:
+    def loss(forward: Callable[..., Reading], step: int, generator: torch.Generator) -> Tensor:
         b = batch(pool, config.seed, step, config.batch)
         with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
             reading = forward(b.pictures, b.ids)
@@ -206,15 +210,15 @@ def _parser() -> argparse.ArgumentParser:
     p = sub.add_parser("evaluate")
     p.add_argument("verifier", type=Path)
     p.add_argument("judge", type=Path)
-    p.add_argument("samples", type=Path)
     p.add_argument("out", type=Path)
+    p.add_argument("samples", type=Path, nargs="+")
     return parser
 
 
 def main() -> None:
     args = _parser().parse_args()
     if args.command == "evaluate":
-        found = results({"verifier": args.verifier, "judge": args.judge}, Samples.load(args.samples))
+        found = results({"verifier": args.verifier, "judge": args.judge}, Samples.load(*args.samples))
         args.out.write_text(json.dumps(found, indent=1) + "\n")
     elif args.command == "train":
         samples = Samples.load(*args.samples) if args.samples else None

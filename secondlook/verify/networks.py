@@ -96,6 +96,8 @@ class _Cells(nn.Module):
 class Tokens(nn.Module):
     """Convolutional stem, transformer over 64 picture tokens, then words that attend to each other and to the tokens."""
 
+    positions: Tensor
+
     def __init__(self, config: NetworkConfig):
         super().__init__()
         c = self.config = config
@@ -163,6 +165,8 @@ class _Modulated(nn.Module):
 
 class Film(nn.Module):
     """A convolutional network with coordinate channels, modulated by a two-way GRU over the prompt."""
+
+    places: Tensor
 
     def __init__(self, config: NetworkConfig):
         super().__init__()
