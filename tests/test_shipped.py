@@ -72,3 +72,24 @@ def test_random_search_with_the_learned_verifier_beats_the_base(tmp_path: Path) 
     base = np.array([r.plain_verdicts["checker"] for r in found])
     best = np.array([r.verdicts["checker"] for r in found])
     assert (best - base).mean() >= 0.1
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_row_does_not_depend_on_its_batch_mates(threads: int, bf16: bool) -> None:
+    s = Settings([p.text for p in PROMPTS[:8]], rows=8, bf16=bf16, threads=threads).fill()
+    rig, tasks = api.build_rig(s, scoring=False), api.tasks_of(s)
+    states = [rig.start(t.key.child("draw", 0)) for t in tasks]
+    asked = [t.condition for t in tasks]
+    together, later = states, []
+    for _ in range(3):
+        together = rig.step(together, [1.0] * 8, asked)
+    later = rig.step([*states[:4], *together[4:]], [1.0] * 8, asked)  # rows at different times
+    for i in (0, 3, 7):
+        alone = [states[i]]
+        for _ in range(3):
+            alone = rig.step(alone, [1.0], [asked[i]])
+        assert torch.equal(alone[0].x, together[i].x)
+    moved = rig.step([together[6], states[2]], [1.0, 1.0], [asked[6], asked[2]])
+    assert torch.equal(moved[0].x, later[6].x)
+    assert torch.equal(moved[1].x, later[2].x)

@@ -13,9 +13,13 @@ from torch import Tensor
 from secondlook.errors import ConfigError, DamagedError, ShapeError
 from secondlook.models import checkpoint
 from secondlook.types import Condition
-from secondlook.verify.networks import Film, NetworkConfig, Tokens, build, tokenize
+from secondlook.verify.networks import SIDE, Film, NetworkConfig, Tokens, build, tokenize
+from secondlook.worlds.scenes.checker import Found, Seen, judge
+from secondlook.worlds.scenes.grammar import COLORS, SHAPES, parse
 
 ROWS = 16
+AGREE = 3.0  # logits; more than the match head says of a picture it is unsure of
+_COLORS = tuple(COLORS)
 
 
 def to_network(samples: Tensor) -> Tensor:
@@ -27,8 +31,30 @@ def to_network(samples: Tensor) -> Tensor:
     return samples.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+def seen_in(cells: Tensor) -> Seen:
+    """The objects that a network reads in a picture, from its cells [64, 17]. Boxes tell their centres only."""
+    kinds = len(SHAPES) + 2
+    found = []
+    shapes, colors = cells[:, :kinds].argmax(1).tolist(), cells[:, kinds:-2].argmax(1).tolist()
+    for cell, (shape, color) in enumerate(zip(shapes, colors, strict=True)):
+        if shape:
+            x, y = (
+                (at + float(part)) * 64 / SIDE
+                for at, part in zip((cell % SIDE, cell // SIDE), cells[cell, -2:], strict=True)
+            )
+            left, top = round(x) - 8, round(y) - 8
+            box = (left, top, round(2 * x) - left, round(2 * y) - top)
+            name = SHAPES[shape - 1] if shape <= len(SHAPES) else None
+            found.append(Found(name, _COLORS[color] if color < len(_COLORS) else None, box, 0.0, 0.0))
+    return Seen(tuple(found))
+
+
 class LearnedVerifier:
     """A ``types.Verifier`` over one network, in float32.
+
+    The network answers twice: its match head directly, and its cells by naming the objects, which are then held against
+    the prompt by the world's rules. The score is the head's logit, moved by ``AGREE`` either way by the second answer.
+    The checker's own eyes are not used: only what the network sees.
 
     Every call of the network has ``ROWS`` rows, the last ones padded: a matrix product may round differently at another
     batch size, and a row's score must not depend on its company.
@@ -50,14 +76,21 @@ class LearnedVerifier:
         c, device = self.network.config, next(self.network.parameters()).device
         ids = tokenize(c.words, c.text_length, [k.prompt or "" for k in conditions])
         out = torch.empty(len(pictures), dtype=torch.float64)
+        seen: list[Seen] = []
         for start in range(0, len(pictures), ROWS):
             x, words = pictures[start : start + ROWS], ids[start : start + ROWS]
             count = len(x)
             x = torch.cat([x, x.new_zeros(ROWS - count, *x.shape[1:])]).to(device)
             words = torch.cat([words, words.new_ones(ROWS - count, words.shape[1])]).to(device)
-            out[start : start + count] = self.network(x, words[:, None]).match[:count, 0].double().cpu()
-        asked = torch.tensor([k.prompt is not None for k in conditions], dtype=torch.bool)
-        return out.masked_fill(~asked, torch.nan)
+            reading = self.network(x, words[:, None])
+            out[start : start + count] = reading.match[:count, 0].double().cpu()
+            seen += [seen_in(cells) for cells in reading.cells[:count].cpu()]
+        for row, (what, condition) in enumerate(zip(seen, conditions, strict=True)):
+            if condition.prompt is None:
+                out[row] = torch.nan
+            else:
+                out[row] += AGREE if judge(what, parse(condition.prompt)).right else -AGREE
+        return out
 
     def __call__(self, samples: Tensor, conditions: Sequence[Condition]) -> Tensor:
         """Probability of a match, [B] float64; float64 keeps the order of scores that float32 would round to 1."""
