@@ -39,6 +39,11 @@ class Method:
     steps: int = DEFAULTS["steps"]
     samples: int = max(SIZES)
 
+    @property
+    def folder(self) -> str:
+        """The name of its run's folder."""
+        return f"{self.name} {self.verifier}".replace(" ", "-")
+
 
 METHODS = (
     Method("random", "random(n=20)"),
@@ -146,11 +151,19 @@ def main() -> int:
     parser.add_argument("--split", default="scenes-test")
     parser.add_argument("--each", type=int, default=EACH, help="lines of each task")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--only", help="make these runs (folder names, with commas) and no table; for several processes"
+    )
     args = parser.parse_args()
     prompts, tasks = lines(args.split, args.each)
+    if args.only:
+        for method in METHODS:
+            if method.folder in args.only.split(","):
+                carry(method, prompts, Path(args.out) / method.folder, args.seed)
+        return 0
     rows, about = [], {}
     for method in METHODS:
-        folder = Path(args.out) / f"{method.name} {method.verifier}".replace(" ", "-")
+        folder = Path(args.out) / method.folder
         record = carry(method, prompts, folder, args.seed)
         rows += rows_of(method, record, len(prompts))
         about = Store.open(folder).config

@@ -11,12 +11,12 @@ from secondlook.types import Plan, Task
 def paths(
     task: Task,
     *,
-    n: int = 2,
+    n: int = 4,
     width: int = 2,
-    start: float = 0.25,
-    back: float = 0.15,
-    ahead: float = 0.25,
-    rounds: int = 2,
+    start: float = 0.15,
+    back: float = 0.1,
+    ahead: float = 0.2,
+    rounds: int = 1,
 ) -> Plan:
     """Run ``n`` noises to time ``start``; then ``rounds`` times: take each path back by ``back`` with ``width`` fresh
     noises, run all of them ahead to ``ahead`` past where they were, score the predicted picture, keep the best ``n``;

@@ -8,7 +8,7 @@ from secondlook.plans.moves import best, fresh, near
 from secondlook.types import Plan, Task
 
 
-def zero_order(task: Task, *, neighbours: int = 4, radius: float = 0.3, patience: int = 1) -> Plan:
+def zero_order(task: Task, *, neighbours: int = 4, radius: float = 0.7, patience: int = 1) -> Plan:
     """Keep a pivot, try ``neighbours`` near it, move when one scores higher. Ref: 2501.09732, sec. 3.2.
 
     radius: sine of the angle between a neighbour's noise and the pivot's, in (0, 1]; norms are kept (0.31 is the

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,8 @@ def to_network(samples: Tensor) -> Tensor:
         raise ShapeError(
             f"The verifier reads uint8 pictures [B, 64, 64, 3]; it was given {samples.dtype} {list(samples.shape)}."
         )
-    return samples.permute(0, 3, 1, 2).float() / 127.5 - 1
+    # One memory order for every batch: kernels are chosen by it, and round differently.
+    return samples.permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
 
 
 def seen_in(cells: Tensor) -> Seen:
@@ -47,6 +50,17 @@ def seen_in(cells: Tensor) -> Seen:
             name = SHAPES[shape - 1] if shape <= len(SHAPES) else None
             found.append(Found(name, _COLORS[color] if color < len(_COLORS) else None, box, 0.0, 0.0))
     return Seen(tuple(found))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Threads share out a batch at places that depend on its rows' positions, and vector loops round differently there."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class LearnedVerifier:
@@ -82,7 +96,8 @@ class LearnedVerifier:
             count = len(x)
             x = torch.cat([x, x.new_zeros(ROWS - count, *x.shape[1:])]).to(device)
             words = torch.cat([words, words.new_ones(ROWS - count, words.shape[1])]).to(device)
-            reading = self.network(x, words[:, None])
+            with _one_thread():
+                reading = self.network(x, words[:, None])
             out[start : start + count] = reading.match[:count, 0].double().cpu()
             seen += [seen_in(cells) for cells in reading.cells[:count].cpu()]
         for row, (what, condition) in enumerate(zip(seen, conditions, strict=True)):
@@ -94,7 +109,9 @@ class LearnedVerifier:
 
     def __call__(self, samples: Tensor, conditions: Sequence[Condition]) -> Tensor:
         """Probability of a match, [B] float64; float64 keeps the order of scores that float32 would round to 1."""
-        return self.logits(samples, conditions).sigmoid()
+        # Number by number: torch's sigmoid rounds the last rows of a vector differently from the others.
+        values = self.logits(samples, conditions).tolist()
+        return torch.tensor([1 / (1 + math.exp(-v)) for v in values], dtype=torch.float64)
 
 
 def save_verifier(network: Tokens | Film, path: Path, facts: dict[str, Any] | None = None) -> None:
