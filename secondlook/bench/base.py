@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -26,19 +28,31 @@ from secondlook.worlds.scenes.checker import check
 from secondlook.worlds.scenes.prompts import prompt_set
 
 
+def draw(split: str, every: int, s: Settings, samples: range) -> np.ndarray:
+    """Whether the checker finds each prompt's samples of these numbers right: float64 [prompts, len(samples)]."""
+    prompts = prompt_set(split)[::every]
+    rig, tasks = build_rig(s, scoring=False), tasks_of(s)
+    columns = []
+    for k in samples:
+        pictures = run_all(rig, [rig.start(t.key.child("draw", k)) for t in tasks], [t.condition for t in tasks])
+        columns.append(check(pictures, prompts).astype(float))
+        print(f"sample {k}: mean {columns[-1].mean():.3f}", file=sys.stderr, flush=True)
+    return np.stack(columns, 1)
+
+
 def score(args: argparse.Namespace) -> dict[str, object]:
     """Draw, check, and average: shares by task, macro and per-prompt means with 95 % intervals over prompts."""
     prompts = prompt_set(args.split)[:: args.every]
     s = Settings([p.text for p in prompts], model=args.model, steps=args.steps, guidance=args.guidance,
-                 shift=args.shift, seed=args.seed).fill()  # fmt: skip
-    rig, tasks, begin = build_rig(s, scoring=False), tasks_of(s), time.perf_counter()
-    right = np.zeros((len(prompts), args.samples))
-    for k in range(args.samples):
-        pictures = run_all(rig, [rig.start(t.key.child("draw", k)) for t in tasks], [t.condition for t in tasks])
-        right[:, k] = check(pictures, prompts)
-        print(
-            f"{k + 1}/{args.samples} samples a prompt, mean {right[:, : k + 1].mean():.3f}", file=sys.stderr, flush=True
-        )
+                 shift=args.shift, seed=args.seed, threads=None if args.workers == 1 else 1).fill()  # fmt: skip
+    begin = time.perf_counter()
+    jobs = [(args.split, args.every, s, range(w, args.samples, args.workers)) for w in range(args.workers)]
+    if args.workers == 1:
+        parts = [draw(*jobs[0])]
+    else:
+        with ProcessPoolExecutor(args.workers, multiprocessing.get_context("spawn")) as pool:
+            parts = [f.result() for f in [pool.submit(draw, *job) for job in jobs]]
+    right = np.concatenate(parts, 1)
     seconds = time.perf_counter() - begin
     tags, mean = [p.tag for p in prompts], right.mean(1)
     if "hard" in args.split:
@@ -74,6 +88,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=DEFAULTS["steps"])
     parser.add_argument("--shift", type=float, default=DEFAULTS["shift"])
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1, help="processes of one thread each")
     parser.add_argument("--results", help="a JSON file to write")
     args = parser.parse_args()
     text = json.dumps(score(args), indent=1)

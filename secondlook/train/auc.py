@@ -89,3 +89,10 @@ def scores_of(verifier: LearnedVerifier, samples: Samples) -> np.ndarray:
     """The verifier's logits, float64 [N]."""
     conditions = [Condition(prompt=t) for t in samples.texts]
     return verifier.logits(torch.from_numpy(samples.pictures), conditions).numpy()
+
+
+def without_nan(value: Any) -> Any:
+    """Nested dictionaries with null for NaN, which JSON does not know."""
+    if isinstance(value, dict):
+        return {k: without_nan(v) for k, v in value.items()}
+    return None if isinstance(value, float) and np.isnan(value) else value

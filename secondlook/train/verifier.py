@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from secondlook.models.checkpoint import fill
-from secondlook.train.auc import results
+from secondlook.train.auc import results, without_nan
 from secondlook.train.loop import Tick, TrainConfig, Trainer
 from secondlook.train.pairs import Shown, fact_places, fresh, moved, prompts_for
 from secondlook.train.samples import Samples, collect, collect_set
@@ -219,7 +219,7 @@ def main() -> None:
     args = _parser().parse_args()
     if args.command == "evaluate":
         found = results({"verifier": args.verifier, "judge": args.judge}, Samples.load(*args.samples))
-        args.out.write_text(json.dumps(found, indent=1) + "\n")
+        args.out.write_text(json.dumps(without_nan(found), indent=1) + "\n")
     elif args.command == "train":
         samples = Samples.load(*args.samples) if args.samples else None
         _report(train_verifier(args.kind, samples, args.out, args.steps, args.seed, args.init))
