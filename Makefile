@@ -1,14 +1,15 @@
 # make setup | demo | test | check | bench-scenes | ...; everything runs in .venv, made from requirements.lock.
 PYTHON ?= python3
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
 
 .PHONY: setup demo test test-slow check format wheel bench-scenes bench-engine clean
 
-setup: .venv/.done
+setup: $(VENV)/.done
 
-.venv/.done: requirements.lock pyproject.toml
+$(VENV)/.done: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "secondlook needs Python 3.11 or newer; try make setup PYTHON=python3.11"; exit 1; }
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --disable-pip-version-check torch==2.13.0
 	$(BIN)/pip install -q --disable-pip-version-check -r requirements.lock
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
@@ -44,4 +45,4 @@ bench-engine: setup
 	$(BIN)/python benchmarks/engine_overhead.py
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf $(VENV) build dist *.egg-info

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 import tempfile
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from secondlook.engine.rig import Rig, build_flow
 from secondlook.engine.store import Store, refuse_full, sha256
 from secondlook.errors import ConfigError
 from secondlook.grid import grid
-from secondlook.models.checkpoint import load, locate
+from secondlook.models.checkpoint import load, locate, shipped
 from secondlook.noise import Key
 from secondlook.path import Linear
 from secondlook.settings import Settings
@@ -72,6 +73,12 @@ def build_rig(s: Settings, scoring: bool = True) -> Rig:
         {"judge": judge(), "checker": Checker()} if scoring else {},
         rows=s.rows or 16,
     )
+
+
+def digests(s: Settings) -> dict[str, str]:
+    """SHA-256 of the weights files that decide a run: the model's, and the shipped verifier's and judge's."""
+    files = {"model": locate(s.model), **{n: shipped(f"scenes-{n}.safetensors") for n in ("verifier", "judge")}}
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items() if path.is_file()}
 
 
 def tasks_of(s: Settings) -> list[Task]:
@@ -123,6 +130,8 @@ def draw(
     tasks_of(s)
     make = conf.make_plan(s.plan)
     next(make(Task(0, Condition(), Key(0))), None)  # a plan checks its own options when it starts
+    command = command or _repeat(s, Path(out or "runs/again"))
+    s = s.resolved()
     if out is not None:
         refuse_full(Path(out))
     rig = build_rig(s)
@@ -133,7 +142,9 @@ def draw(
         "version": secondlook.__version__,
         "commit": conf.commit(),
         "versions": conf.versions(),
-        "command": command or _repeat(s, folder),
+        "command": command,
+        "oracle": isinstance(rig.verifier, Checker),
+        "weights": digests(s),
     }
     store = Store.create(folder, config)
     return _carry(store, s, rig, progress)
@@ -145,6 +156,11 @@ def resume(out: str | Path, progress: Progress | None = None) -> list[Result]:
     s = Settings.of(store.config)
     if Record.read(store).done:
         return results(store)
+    if store.config.get("weights", digests(s)) != digests(s):
+        raise ConfigError(
+            f'The weights are not those that the run "{out}" began with, so it cannot go on as one run. Install the '
+            f"release that made it ({store.config.get('version')}), or draw anew."
+        )
     return _carry(store, s, build_rig(s), progress)
 
 
@@ -155,14 +171,20 @@ def _carry(store: Store, s: Settings, rig: Rig, progress: Progress | None) -> li
 
 
 def results(store: Store) -> list[Result]:
-    """What a run's log says, one Result for each prompt that has a picture."""
+    """What a run's log says: one Result for each prompt, or in an unfinished run for each that has a picture.
+
+    Where a budget in seconds bought no finished picture, the unsearched one is the result (``outcome`` is negative)."""
     record, out = Record.read(store), []
     for i, prompt in enumerate(store.config["prompts"]):
         winner, plain = record.winner(i), record.baseline(i)
-        if winner is None or plain is None:
+        if plain is None:
             continue
         base, name = plain
-        pictures = store.checked(winner.id, record.digests[winner.id]), store.picture(name)
+        if winner is None:  # the budget bought no finished picture: the unsearched one stands
+            pictures = store.picture(name), store.picture(name)
+            winner = base
+        else:
+            pictures = store.checked(winner.id, record.digests[winner.id]), store.picture(name)
         out.append(Result(prompt, pictures[0], winner.score, winner.parts, pictures[1], base.score, base.parts,
                           record.spent(i), winner.id))  # fmt: skip
     return out

@@ -18,6 +18,7 @@ from secondlook.engine.record import Record
 from secondlook.engine.store import Store, refuse_full
 from secondlook.errors import ConfigError, SecondlookError, nearest
 from secondlook.progress import Progress, table
+from secondlook.types import Outcome
 from secondlook.worlds.scenes.grammar import from_metadata, parse
 from secondlook.worlds.scenes.prompts import SETS, prompt_set
 
@@ -133,14 +134,30 @@ def export(args: Args, words: Sequence[str]) -> int:
                 "The budget of this run ended before some prompt had a picture; draw with a larger one."
             )
         store.checked(winner.id, record.digests[winner.id])
+    part = out.with_name(out.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        _write_geneval(part, store, prompts, winners)
+        if out.exists():
+            out.rmdir()
+        part.rename(out)
+    except OSError:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    print(f"{len(prompts)} prompts written to {out}")
+    return 0
+
+
+def _write_geneval(
+    out: Path, store: Store, prompts: builtins.list[str], winners: builtins.list[Outcome | None]
+) -> None:
+    """GenEval's layout: 00000/metadata.jsonl and 00000/samples/0000.png for each prompt."""
     for i, (prompt, winner) in enumerate(zip(prompts, winners, strict=True)):
         folder = out / f"{i:05d}"
         (folder / "samples").mkdir(parents=True)
         (folder / "metadata.jsonl").write_text(json.dumps(parse(prompt).metadata()) + "\n")
         assert winner is not None
         shutil.copyfile(store.picture_path(winner.id), folder / "samples" / "0000.png")
-    print(f"{len(prompts)} prompts written to {out}")
-    return 0
 
 
 def prompts(args: Args, words: Sequence[str]) -> int:

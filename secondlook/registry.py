@@ -35,14 +35,14 @@ ABOUT = {
     "euler": "first-order ODE, one evaluation a step",
     "heun": "second-order ODE, two evaluations a step",
     "sde": "Euler-Maruyama on SiT's SDE, one evaluation a step",
-    "learned": "the shipped verifier network: guides",
-    "judge": "the shipped second network: judges what others guided",
+    "learned": "the shipped verifier: a network's findings, held against the prompt's rules; guides",
+    "judge": "the shipped second network, of the same kind: judges what others guided",
     "oracle": "the world's exact checker; as a guide it gives an upper bound, and is labelled so",
     "scenes": "text-to-image: coloured shapes, counts and relations, 64 x 64",
     "mixture": "an exact Gaussian mixture, for tests",
 }
 ABOUT_MODELS = {"scenes": "the shipped text-to-image transformer of the Scenes world"}
-DEFAULTS: dict[str, Any] = {"steps": 20, "guidance": 2.5, "shift": 3.0}  # chosen on scenes-dev, see docs/results
+DEFAULTS: dict[str, Any] = {"steps": 20, "guidance": 2.5, "shift": 3.0}  # chosen on scenes-dev, see LOG.md
 TABLES = {"plan": PLANS, "solver": SOLVERS, "verifier": VERIFIERS, "world": WORLDS}
 
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import secondlook
-from secondlook.config import bind, parse_call
+from secondlook.config import Call, bind, parse_call
 from secondlook.engine.ledger import Budget
 from secondlook.errors import ConfigError
-from secondlook.registry import DEFAULTS, resolve
+from secondlook.registry import DEFAULTS, MODELS, resolve
 
 DEFAULT_SAMPLES = 20  # what an endless plan without a budget may spend, in plain samples
 
@@ -62,6 +63,15 @@ class Settings:
         if self.threads is None:
             self.threads = torch.get_num_threads()
         return self
+
+    def resolved(self) -> Settings:
+        """The same with nothing left to defaults or to the current folder: every option of the plan, absolute paths."""
+        call = parse_call(self.plan)
+        target = resolve("plan", call.name)
+        given = bind(call, target, skip=1)
+        whole = {p.name: given.get(p.name, p.default) for p in list(signature(target).parameters.values())[1:]}
+        model = self.model if self.model in MODELS else str(Path(self.model).resolve())
+        return replace(self, plan=str(Call(call.name, (), tuple(whole.items()))), model=model)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from secondlook.bench.scenes import EVALS, METHODS, SIZES, between, lines, rows_of
+from secondlook.bench.scenes import EVALS, METHODS, SIZES, between, carry, lines, rows_of
 from secondlook.bench.stats import interval, macro
-from secondlook.engine.record import Record
+from secondlook.engine.record import outcome_body
+from secondlook.engine.store import Store, sha256
+from secondlook.errors import ConfigError
 from secondlook.types import Condition, Cost, Outcome, Proposal
 from secondlook.worlds.scenes.grammar import TASKS
+from secondlook.worlds.scenes.render import Thing, render
 
 
 def test_macro_weighs_tasks_not_lines() -> None:
@@ -41,25 +44,34 @@ def test_benchmark_takes_as_many_lines_of_every_task() -> None:
     assert [tasks.count(t) for t in TASKS] == [20] * 6
 
 
-def record(scores: list[float], nfe: int) -> Record:
-    """A task whose outcomes cost ``nfe`` each."""
-    r = Record()
+def stored(folder: Path, scores: list[float], nfe: int) -> Store:
+    """A run of one prompt whose outcomes cost ``nfe`` each; a score above 0.5 has a right picture."""
+    store = Store.create(folder, {"prompts": ["a red circle"], "plan": "random(n=20)"})
+    right = render([[Thing("circle", "red", 32.0, 32.0, 9.0)]])[0]
+    wrong = render([[]])[0]
     for i, score in enumerate(scores):
-        move = {"name": "fresh", "key": f"{i:032x}"}
-        parts = {"judge": score / 2, "checker": float(score > 0.5)}
-        r.outcomes[i] = Outcome(i, Proposal(move, Condition("a circle")), score, parts)
-        r.costs[i] = Cost(nfe=nfe, evals=2 * nfe, seconds=1.0)
-        r.tasks.setdefault(0, []).append(i)
-    return r
+        proposal = Proposal({"name": "fresh", "key": f"{i:032x}"}, Condition("a red circle"))
+        picture = right if score > 0.5 else wrong
+        store.save_picture(i, picture)
+        outcome = Outcome(i, proposal, score, {"judge": score / 2, "checker": 0.5})
+        body = outcome_body(outcome, i, Cost(nfe=nfe, evals=2 * nfe, seconds=1.0), sha256(picture))
+        store.append([("outcome", 0, i, body)])
+    return store
 
 
-def test_rows_read_what_was_paid_for_within_each_size() -> None:
+def test_rows_read_what_was_paid_for_within_each_size(tmp_path: Path) -> None:
     scores = [0.1] * 7 + [0.3, 0.9] + [0.2] * 11
-    rows = rows_of(METHODS[0], record(scores, EVALS // 2), 1)
+    rows = rows_of(METHODS[0], stored(tmp_path / "run", scores, EVALS // 2))
     assert [(r.name, r.samples) for r in rows] == [("base", 1), *(("random", n) for n in SIZES)]
     assert [float(r.columns["verifier"][0]) for r in rows] == pytest.approx([0.1, 0.3, 0.9])
     assert [int(r.columns["evals"][0]) for r in rows] == [EVALS, 8 * EVALS, 20 * EVALS]
-    assert [float(r.columns["checker"][0]) for r in rows] == [0.0, 0.0, 1.0]
+    assert [float(r.columns["checker"][0]) for r in rows] == [0.0, 0.0, 1.0]  # read from the pictures
+
+
+def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
+    stored(tmp_path / METHODS[0].folder, [0.1], EVALS // 2).close()
+    with pytest.raises(ConfigError, match="another prompts"):
+        carry(METHODS[0], ["a circle"], tmp_path / METHODS[0].folder, 0)
 
 
 def test_table_goes_between_the_marks_and_nowhere_else(tmp_path: Path) -> None:

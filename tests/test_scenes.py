@@ -390,3 +390,12 @@ def test_pictures_of_another_form_are_refused() -> None:
         detect(picture[0].transpose(2, 0, 1))
     with pytest.raises(ShapeError, match="1 pictures came with 2 prompts"):
         check(picture, [parse("a circle")] * 2)
+
+
+@pytest.mark.parametrize(("shape", "half", "asked"), [("square", 11.5, "circle"), ("square", 12.5, "circle")])
+def test_a_shape_too_large_for_itself_does_not_pass_for_another(shape: str, half: float, asked: str) -> None:
+    picture = np.full((64, 64, 3), (30, 30, 34), np.uint8)
+    low, high = round(32 - half), round(32 + half)
+    picture[low:high, low:high] = COLORS["red"]
+    assert not judge(picture, parse(f"a red {asked}")).right
+    assert detect(picture).found[0].shape is None

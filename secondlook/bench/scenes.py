@@ -12,6 +12,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,9 +20,12 @@ from secondlook import api
 from secondlook.bench.stats import interval, macro
 from secondlook.engine.record import Record
 from secondlook.engine.store import LOG, Store
+from secondlook.errors import ConfigError
 from secondlook.progress import Progress
 from secondlook.registry import DEFAULTS
-from secondlook.worlds.scenes.grammar import TASKS
+from secondlook.settings import Settings
+from secondlook.worlds.scenes.checker import check
+from secondlook.worlds.scenes.grammar import TASKS, parse
 from secondlook.worlds.scenes.prompts import PER_TASK, prompt_set
 
 EVALS = 2 * DEFAULTS["steps"]  # of one sample: guidance takes two network passes a step
@@ -73,28 +77,37 @@ def lines(split: str, each: int) -> tuple[list[str], list[str]]:
     return [p.text for p in chosen], [p.tag for p in chosen]
 
 
-def carry(method: Method, prompts: list[str], folder: Path, seed: int) -> Record:
+def carry(method: Method, prompts: list[str], folder: Path, seed: int) -> Store:
     """The method's run, made, gone on with, or read if finished."""
     if (folder / LOG).exists():
+        had = Store.open(folder).config
+        wanted = {"prompts": prompts, "verifier": method.verifier, "steps": method.steps, "seed": seed,
+                  "plan": Settings(prompts, method.plan).resolved().plan}  # fmt: skip
+        had["plan"] = Settings(prompts, had["plan"]).resolved().plan
+        for key, value in wanted.items():
+            if had[key] != value:
+                raise ConfigError(f'"{folder}" holds a run with another {key}; name another --out, or delete it.')
         api.resume(folder, Progress(len(prompts)))
     else:
         nfe = method.samples * method.steps
         print(f"-- {method.name} ({method.verifier}), {nfe} nfe a prompt", file=sys.stderr, flush=True)
         api.draw(prompts, method.plan, folder, nfe=nfe, verifier=method.verifier, steps=method.steps, seed=seed,
                  progress=Progress(len(prompts)))  # fmt: skip
-    return Record.read(Store.open(folder))
+    return Store.open(folder)
 
 
-def rows_of(method: Method, record: Record, count: int) -> list[Row]:
+def rows_of(method: Method, store: Store) -> list[Row]:
     """What the method had at each size; the base row comes with random's run, whose first samples it is."""
     sizes = SIZES if method.samples > 1 else (method.steps // DEFAULTS["steps"],)
-    found = [_row(method.name if method.samples > 1 else "more steps", n, method, record, count) for n in sizes]
+    found = [_row(method.name if method.samples > 1 else "more steps", n, method, store) for n in sizes]
     if (method.name, method.verifier) == ("random", "learned"):
-        found.insert(0, _row("base", 1, method, record, count))
+        found.insert(0, _row("base", 1, method, store))
     return found
 
 
-def _row(name: str, samples: int, method: Method, record: Record, count: int) -> Row:
+def _row(name: str, samples: int, method: Method, store: Store) -> Row:
+    record, prompts = Record.read(store), store.config["prompts"]
+    count = len(prompts)
     limit = samples * DEFAULTS["steps"]
     columns: dict[str, list[float]] = {k: [] for k in ("verifier", "judge", "checker", "evals", "seconds")}
     for i in range(count):
@@ -105,14 +118,15 @@ def _row(name: str, samples: int, method: Method, record: Record, count: int) ->
             if spent > limit:
                 break
             costs.append(record.costs[outcome.id])
-        if (
-            winner is None
-        ):  # no finished picture within this many evaluations: the plain sample stands, at its own price
+        if winner is None:  # nothing finished within this many evaluations: the plain sample stands, at its own price
             winner, own = record.baselines[i]
             costs.append(own)
+            picture = store.picture(f"baseline-{i:04d}")
+        else:
+            picture = store.checked(winner.id, record.digests[winner.id])
         columns["verifier"].append(winner.score)
         columns["judge"].append(winner.parts["judge"])
-        columns["checker"].append(winner.parts["checker"])
+        columns["checker"].append(float(check(picture[None], [parse(prompts[i])])[0]))
         columns["evals"].append(sum(c.evals for c in costs))
         columns["seconds"].append(sum(c.seconds for c in costs))
     return Row(name, samples, {k: np.array(v) for k, v in columns.items()}, method.verifier == "oracle")
@@ -161,12 +175,13 @@ def main() -> int:
             if method.folder in args.only.split(","):
                 carry(method, prompts, Path(args.out) / method.folder, args.seed)
         return 0
-    rows, about = [], {}
+    rows: list[Row] = []
+    about: list[dict[str, Any]] = []
     for method in METHODS:
         folder = Path(args.out) / method.folder
-        record = carry(method, prompts, folder, args.seed)
-        rows += rows_of(method, record, len(prompts))
-        about = Store.open(folder).config
+        store = carry(method, prompts, folder, args.seed)
+        rows += rows_of(method, store)
+        about.append(store.config)
     rows.sort(key=lambda r: (r.oracle, r.name != "base", r.samples))
     text = page(rows, tasks, about, args)
     results = Path(args.results)
@@ -186,19 +201,25 @@ def between(page: Path, name: str, text: str) -> None:
         page.write_text(f"{old.split(begin)[0]}{begin}\n{text}\n{end}{old.split(end, 1)[1]}")
 
 
-def page(rows: list[Row], tasks: list[str], about: dict[str, object], args: argparse.Namespace) -> str:
-    """The results page: what was run, the table, per-prompt means."""
+def page(rows: list[Row], tasks: list[str], about: list[dict[str, Any]], args: argparse.Namespace) -> str:
+    """The results page: what was run, the table, per-prompt means, versions."""
     plain = ", ".join(
         f"{r.name}{' (oracle)' if r.oracle else ''} {r.samples}: {r.columns['checker'].mean():.3f}" for r in rows
     )
     command = f"python -m secondlook.bench.scenes --split {args.split} --each {args.each} --seed {args.seed}"
-    facts = json.dumps({k: about[k] for k in ("version", "commit", "model", "solver", "guidance", "shift", "rows", "bf16",
-                                              "threads", "versions")})  # fmt: skip
+    shared = ("version", "model", "solver", "guidance", "shift", "rows", "bf16", "threads", "versions")
+    facts = json.dumps({k: about[0][k] for k in shared if all(c[k] == about[0][k] for c in about)})
+    runs = "\n".join(
+        f"| {m.name} | {m.verifier} | `{c['plan']}` | {c['steps']} | {c['commit']} | {c['threads']} |"
+        for m, c in zip(METHODS, about, strict=True)
+    )
     return (
         f"# Plans at equal cost on {args.split}\n\n`{command}`: {len(tasks)} prompts, {args.each} a task; one sample takes "
         f"{EVALS} network evaluations. The learned verifier guides, the judge guided nothing, the checker is exact. "
-        "Evaluations and seconds are means a prompt; overall is the macro mean over tasks; intervals by bootstrap over "
-        f"prompts within task.\n\n{table(rows, tasks)}\n\nPer-prompt means of the checker: {plain}.\n\n`{facts}`\n"
+        "Evaluations and seconds are means a prompt (seconds on whatever else the machine did); overall is the macro mean over "
+        f"tasks; intervals by bootstrap over prompts within task.\n\n{table(rows, tasks)}\n\n"
+        f"Per-prompt means of the checker: {plain}.\n\n"
+        f"| run | verifier | plan | steps | commit | threads |\n|---|---|---|---|---|---|\n{runs}\n\n`{facts}`\n"
     )
 
 

@@ -160,6 +160,9 @@ class Driver:
             done = [o for o in thread.outcomes.values() if o.finished]
             winner = best(done).id if done else None
             self.store.append([("ended", index, None, {"winner": winner, "out_of_budget": thread.broke})])
+        for n in thread.outcomes:  # no move of this task comes any more; a replay makes states again
+            self._states.pop(self._id(thread, n), None)
+            self.store.drop_state(self._id(thread, n))
 
     def _id(self, thread: Thread, n: int) -> int:
         """Outcomes are numbered across tasks in a way that does not depend on the order of work."""

@@ -106,7 +106,7 @@ def read_outcome(number: int, body: Body) -> tuple[Outcome, Cost]:
 
 
 def _out(value: float) -> float | None:
-    return None if math.isnan(value) else value
+    return value if math.isfinite(value) else None
 
 
 def _in(value: float | None) -> float:

@@ -217,6 +217,10 @@ class Store:
             ) from None
         return State(a["x"], a["t"], (key,), a["step"], a.get("data"))
 
+    def drop_state(self, outcome: int) -> None:
+        """Forget an outcome's state, if there is one; it can be made again from its derivation."""
+        (self.folder / "states" / f"{outcome:06d}.npz").unlink(missing_ok=True)
+
     def close(self) -> None:
         self._db.close()
 

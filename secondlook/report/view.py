@@ -77,7 +77,7 @@ class Run:
     @property
     def oracle(self) -> bool:
         """Whether the exact checker guided the search, so that its result is an upper bound."""
-        return self.verifier == "oracle"
+        return bool(self.config.get("oracle")) or self.verifier == "oracle"
 
     @property
     def pairs(self) -> list[tuple[Outcome, Outcome]]:

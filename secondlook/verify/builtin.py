@@ -15,7 +15,7 @@ def learned() -> Verifier:
 
 def judge() -> Verifier:
     """The network that only judges: another architecture, trained from another seed."""
-    return load_verifier(shipped("scenes-judge.safetensors"))
+    return load_verifier(shipped("scenes-judge.safetensors"), "judge")
 
 
 def oracle() -> Verifier:

@@ -3,7 +3,7 @@ guided.
 
 ``Tokens`` turns the picture into 8 x 8 tokens with places and lets the prompt's words attend to them. ``Film`` is a
 convolutional network whose last blocks the prompt modulates (FiLM, 1709.07871). Shapes: P pictures, K prompts for each,
-L words, W width. Both return a ``Reading``; only its ``match`` is used outside of training.
+L words, W width. Both return a ``Reading``: verify/learned.py makes a score of its ``match`` and ``cells``.
 """
 
 from __future__ import annotations

@@ -152,7 +152,8 @@ def _fit(mask: np.ndarray, size: int) -> tuple[str | None, float, float]:
     best = int(overlap.argmax())
     shape, radius = labels[best]
     iou = float(overlap[best])
-    return (shape if iou >= MIN_IOU else None), radius, iou
+    fits = iou >= MIN_IOU and RADII[0] <= radius <= RADII[1]
+    return (shape if fits else None), radius, iou
 
 
 @lru_cache(maxsize=1024)
@@ -161,8 +162,9 @@ def _templates(width: int, height: int) -> tuple[np.ndarray, np.ndarray, tuple[t
 
     Returns what of each lies inside the box, float32 [K, height * width]; the whole area of each, float32 [K]; and for
     each (shape, radius in pixels). The radius is the box's, since the templates' own runs 0.6 px either way and would
-    blur the range's ends. Left out are shapes whose radius is out of range in this box, and templates too little of
-    which lies in the box to reach ``MIN_IOU``.
+    blur the range's ends. Shapes whose radius is out of range in this box take part too: a square too large to be one
+    must not pass for the circle it overlaps next best. Left out are templates too little of which lies in the box to
+    reach ``MIN_IOU``.
     """
     masks, areas, labels = [], [], []
     y = np.arange(-_BORDER, height + _BORDER)[:, None] + 0.5 - height / 2
@@ -171,8 +173,6 @@ def _templates(width: int, height: int) -> tuple[np.ndarray, np.ndarray, tuple[t
     for shape in SHAPES:
         wide, high = _EXTENT[shape]
         of_box = (width / wide + height / high) / 2
-        if not RADII[0] <= of_box <= RADII[1]:
-            continue
         for step, sx, sy in product(_RADIUS_STEPS, _SHIFTS, _SHIFTS):
             radius = of_box + step
             drop = 0.1 * radius if shape == "triangle" else 0.0  # from its box's centre to its own
