@@ -395,7 +395,6 @@ def test_pictures_of_another_form_are_refused() -> None:
 @pytest.mark.parametrize("half", [11.5, 12.5])
 def test_a_square_too_large_for_one_does_not_pass_for_a_circle(half: float) -> None:
     picture = np.full((64, 64, 3), (30, 30, 34), np.uint8)
-    box = slice(round(32 - half), round(32 + half))
-    picture[box, box] = COLORS["red"]
+    picture[9:, 9:][: round(2 * half), : round(2 * half)] = COLORS["red"]
     assert not judge(picture, parse("a red circle")).right
     assert detect(picture).found[0].shape is None
