@@ -12,6 +12,8 @@ from typing import NoReturn
 from secondlook import __version__
 from secondlook.errors import ConfigError, SecondlookError, nearest
 
+# Read when torch loads: threads that wait for a busy core should sleep, not spin, or small batches crawl on a shared machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 COMMANDS = ("draw", "resume", "replay", "report", "sample", "train", "export", "prompts", "list")
 
 
@@ -158,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print("\nsecondlook: stopped.", file=sys.stderr)
+        print("secondlook: stopped.", file=sys.stderr)
         return 130
     except OSError as error:
         full = " The disk is full: free some space." if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""

@@ -176,6 +176,8 @@ def list(args: Args, words: Sequence[str]) -> int:
     about = registry.ABOUT_MODELS if args.what == "models" else registry.ABOUT
     for name in tables[args.what]:
         print(f"{name:<12}{about[name]}")
+        if args.what == "plans":
+            print(f"{'':<12}{registry.written(name)}")
     return 0
 
 

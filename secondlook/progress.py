@@ -34,7 +34,7 @@ class Progress:
         scores = [max((o.score for o in t.outcomes.values() if o.finished and not math.isnan(o.score)), default=math.nan)
                   for t in driver.threads]  # fmt: skip
         known = [s for s in scores if not math.isnan(s)]
-        mean = f", mean best score {np.mean(known):.3f}" if known else ""
+        mean = f", mean best score {np.mean(known):.3f}" if len(known) == self.prompts else ""
         waiting = len(driver.queue) + len(driver.active)
         self.text = (f"{time.monotonic() - self.begin:5.0f} s  prompts {ended}/{self.prompts}, drawn {drawn}, "
                      f"under way {waiting}{mean}")  # fmt: skip

@@ -84,3 +84,9 @@ def _makes(kind: str, target: Any) -> bool:
             return False
     method = {"verifier": "__call__", "solver": "step", "world": "__init__"}[kind]
     return inspect.isclass(made) and inspect.isfunction(getattr(made, method, None))
+
+
+def written(plan: str) -> str:
+    """A plan's call-string with its defaults: `random(n=20)`."""
+    parameters = list(inspect.signature(resolve("plan", plan)).parameters.values())[1:]
+    return f"{plan}({', '.join(f'{p.name}={p.default!r}' for p in parameters)})"

@@ -39,6 +39,7 @@ def save(module: nn.Module, path: Path, config: dict[str, Any], facts: dict[str,
     part = path.with_name(path.name + ".part")
     metadata = {"config": json.dumps(config), "facts": json.dumps(facts or {})}
     save_file({k: v.contiguous() for k, v in module.state_dict().items()}, part, metadata)
+    part.chmod(0o644)  # safetensors leaves files that only their owner can read
     os.replace(part, path)
 
 

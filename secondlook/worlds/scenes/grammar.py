@@ -219,7 +219,8 @@ def _read(text: str, words: Sequence[str]) -> tuple[list[Group], list[str]]:
 
 
 def _refuse(text: str, why: str) -> ConfigError:
-    return ConfigError(f'The prompt "{text}" is not in the Scenes language: {why}. Valid examples: {EXAMPLES}.')
+    why = why if why.endswith(("?", ".")) else f"{why}."
+    return ConfigError(f'The prompt "{text}" is not in the Scenes language: {why} Valid examples: {EXAMPLES}.')
 
 
 def from_metadata(record: dict[str, Any]) -> Prompt:
