@@ -175,9 +175,8 @@ def list(args: Args, words: Sequence[str]) -> int:
         raise ConfigError(f'There is nothing called "{args.what}" to list; {nearest(args.what, tables)}')
     about = registry.ABOUT_MODELS if args.what == "models" else registry.ABOUT
     for name in tables[args.what]:
-        print(f"{name:<12}{about[name]}")
-        if args.what == "plans":
-            print(f"{'':<12}{registry.written(name)}")
+        options = f": {registry.written(name)}" if args.what == "plans" else ""
+        print(f"{name:<12}{about[name]}{options}")
     return 0
 
 
