@@ -42,7 +42,7 @@ ABOUT = {
     "mixture": "an exact Gaussian mixture, for tests",
 }
 ABOUT_MODELS = {"scenes": "the shipped text-to-image transformer of the Scenes world"}
-DEFAULTS: dict[str, Any] = {"steps": 20, "guidance": 2.5, "shift": 3.0}  # chosen on scenes-dev, see LOG.md
+DEFAULTS: dict[str, Any] = {"steps": 20, "guidance": 2.5, "shift": 3.0}  # chosen on scenes-dev: docs/results/sweep.md
 TABLES = {"plan": PLANS, "solver": SOLVERS, "verifier": VERIFIERS, "world": WORLDS}
 
 
