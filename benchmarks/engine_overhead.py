@@ -33,7 +33,7 @@ from secondlook.worlds.scenes.prompts import prompt_set
 
 
 class Free:
-    """A verifier that costs nothing; its scores fall, so that a search keeps its first pivot."""
+    """A verifier that costs nothing and finds all pictures equal."""
 
     name = "free"
 

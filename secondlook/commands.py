@@ -15,7 +15,7 @@ from PIL import Image
 
 from secondlook import api, registry
 from secondlook.engine.record import Record
-from secondlook.engine.store import Store, refuse_full
+from secondlook.engine.store import Store
 from secondlook.errors import ConfigError, SecondlookError, nearest
 from secondlook.progress import Progress, table
 from secondlook.types import Outcome
@@ -217,6 +217,3 @@ def _prompt_of(line: str) -> str:
     if not isinstance(record.get("prompt"), str):
         raise ConfigError('this record has no "prompt".')
     return from_metadata(record).text
-
-
-__all__ = ["draw", "export", "prompts", "refuse_full", "replay", "report", "resume", "sample", "train"]
