@@ -16,7 +16,10 @@ PLANS = {
 SOLVERS = {
     "euler": "secondlook.solve:Euler",
     "heun": "secondlook.solve:Heun",
-    "sde": "secondlook.solve:EulerMaruyama",
+    "rk4": "secondlook.solve:RK4",
+    "dopri5": "secondlook.adaptive:Dopri5",
+    "sde": "secondlook.sde:EulerMaruyama",
+    "sde_heun": "secondlook.sde:StochasticHeun",
 }
 VERIFIERS = {
     "learned": "secondlook.verify.builtin:learned",
@@ -34,7 +37,10 @@ ABOUT = {
     "paths": "search over paths: re-noise half-made pictures and keep the best (2501.09732)",
     "euler": "first-order ODE, one evaluation a step",
     "heun": "second-order ODE, two evaluations a step",
+    "rk4": "fourth-order ODE, four evaluations a step",
+    "dopri5": "adaptive ODE, the step chosen for each row alone; for sample, not for searches (its cost is not known before)",
     "sde": "Euler-Maruyama on SiT's SDE, one evaluation a step",
+    "sde_heun": "stochastic Heun on SiT's SDE, two evaluations a step",
     "learned": "the shipped verifier: a network's findings, held against the prompt's rules; guides",
     "judge": "the shipped second network, of the same kind: judges what others guided",
     "oracle": "the world's exact checker; as a guide it gives an upper bound, and is labelled so",

@@ -1,22 +1,22 @@
 """Solvers: pure functions from a state to a later state. Nothing is remembered between calls.
 
-Sources: Euler and Heun as in EDM (2206.00364, alg. 1) on the probability-flow ODE; Euler-Maruyama on SiT's SDE
-(2401.08740, eq. 4-7) run toward data: dx = [v + w/2 grad log p] dt + sqrt(w) dB, with diffusion w(t).
+Here: the protocol and the fixed-step solvers of the probability-flow ODE dx = v(x, t) dt (SiT, 2401.08740, eq. 2).
+Stochastic ones are in sde.py, the adaptive one in adaptive.py. Data to noise is the same step with t_next < t.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from secondlook.errors import ConfigError
 from secondlook.flow import Flow
-from secondlook.noise import NoiseSource, normal
 from secondlook.types import State
+
+End = Literal["estimate", "step"]
 
 
 class Solver(Protocol):
@@ -31,97 +31,110 @@ class Solver(Protocol):
     def step(self, flow: Flow, state: State, t_next: Tensor, cond: Any) -> State: ...
 
 
-def _rows(t: Tensor, like: Tensor) -> Tensor:
+def rows_of(t: Tensor, like: Tensor) -> Tensor:
+    """t [B] shaped to multiply ``like`` [B, *S]."""
     return t.to(like).view(-1, *(1,) * (like.ndim - 1))
 
 
-def _moved(state: State, x: Tensor, t_next: Tensor, data: Tensor) -> State:
-    return replace(state, x=x, t=t_next, data=data, step=state.step + 1)
+def moved(state: State, x: Tensor, t_next: Tensor, data: Tensor, steps: int | Tensor = 1) -> State:
+    """The state after a step."""
+    return replace(state, x=x, t=t_next, data=data, step=state.step + steps)
+
+
+def finish(x: Tensor, data: Tensor, t_next: Tensor) -> Tensor:
+    """``data`` in the rows that have reached t = 1, ``x`` in the others."""
+    return torch.where(rows_of(t_next, x) >= 1.0, data, x)
+
+
+def check_end(name: str, end: str) -> None:
+    if end not in ("estimate", "step"):
+        raise ConfigError(f'{name}: end wants "estimate" or "step"; got {end!r}.')
+
+
+def reaches(name: str, t_next: Tensor, end: str) -> bool:
+    """Whether this step is one to data that returns the estimate; its cost differs, so all rows must agree."""
+    ended = t_next >= 1.0
+    if end == "step" or not bool(ended.any()):
+        return False
+    if not bool(ended.all()):
+        raise ValueError(f"{name} wants rows that all reach t = 1 in this step or none: their costs differ.")
+    return True
 
 
 @dataclass(frozen=True)
 class Euler:
-    """First order. The step that reaches t = 1 returns the estimate of the data itself, which is where Euler's line
-    ends on a linear path, without its rounding."""
+    """First order. ``end="estimate"``: the step that reaches t = 1 returns the estimate of the data itself, which is where
+    Euler's line ends on a linear path, without its rounding. ``"step"``: it is a step like the others."""
 
+    end: End = "estimate"
     random: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_end("euler", self.end)
 
     def evals(self, last: bool) -> int:
         return 1
 
     def step(self, flow: Flow, state: State, t_next: Tensor, cond: Any) -> State:
         e = flow.estimate(state.x, state.t, cond)
-        x = state.x + _rows(t_next - state.t, state.x) * e.velocity
-        return _moved(state, _finish(x, e.data, t_next), t_next, e.data)
+        x = state.x + rows_of(t_next - state.t, state.x) * e.velocity
+        return moved(state, x if self.end == "step" else finish(x, e.data, t_next), t_next, e.data)
 
 
 @dataclass(frozen=True)
 class Heun:
-    """Second order; the step that reaches t = 1 is Euler's (the velocity is not defined there)."""
+    """Second order (EDM, 2206.00364, alg. 1). With ``end="estimate"`` the step that reaches t = 1 returns the estimate of
+    the data; with ``"step"`` the network is asked at t = 1 too, which only velocity predictions define."""
 
+    end: End = "estimate"
     random: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        check_end("heun", self.end)
+
     def evals(self, last: bool) -> int:
-        return 1 if last else 2
+        return 1 if last and self.end == "estimate" else 2
 
     def step(self, flow: Flow, state: State, t_next: Tensor, cond: Any) -> State:
-        ended = t_next >= 1.0
-        if bool(ended.any()) and not bool(ended.all()):
-            raise ValueError("heun wants rows that all reach t = 1 in this step or none: their costs differ.")
+        ending = reaches("heun", t_next, self.end)
         e = flow.estimate(state.x, state.t, cond)
-        dt = _rows(t_next - state.t, state.x)
-        x = state.x + dt * e.velocity
-        if bool(ended.all()):
-            return _moved(state, _finish(x, e.data, t_next), t_next, e.data)
-        e2 = flow.estimate(x, t_next, cond)
-        return _moved(state, state.x + dt * 0.5 * (e.velocity + e2.velocity), t_next, e2.data)
+        if ending:
+            return moved(state, e.data, t_next, e.data)
+        dt = rows_of(t_next - state.t, state.x)
+        e2 = flow.estimate(state.x + dt * e.velocity, t_next, cond)
+        return moved(state, state.x + dt * 0.5 * (e.velocity + e2.velocity), t_next, e2.data)
 
 
 @dataclass(frozen=True)
-class EulerMaruyama:
-    """SDE sampler. Diffusion ``w(t) = scale * 2 sigma (sigma d_alpha / alpha - d_sigma)`` is SBDM's, bounded at noise by
-    ``cap``; the step that reaches t = 1 returns the data estimate (SiT's "mean" last step).
+class RK4:
+    """The classical fourth-order method; ``end`` as in Heun."""
 
-    ``source`` replaces the keyed noise: (keys [B], shape) -> [B, *shape].
-    """
-
-    scale: float = 1.0
-    cap: float = 4.0
-    source: NoiseSource = normal
-    random: ClassVar[bool] = True
+    end: End = "estimate"
+    random: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        for name, value in (("scale", self.scale), ("cap", self.cap)):
-            if not 0 <= value < math.inf:
-                raise ConfigError(f"sde: {name} must be 0 or above, and finite; got {value!r}.")
+        check_end("rk4", self.end)
 
     def evals(self, last: bool) -> int:
-        return 1
-
-    def diffusion(self, flow: Flow, t: Tensor) -> Tensor:
-        """w(t), [B]."""
-        c = flow.path.coefs(t)
-        w = 2 * c.sigma * (c.sigma * c.d_alpha / c.alpha.clamp_min(1e-5) - c.d_sigma)
-        return self.scale * w.clamp(0.0, self.cap)
+        return 1 if last and self.end == "estimate" else 4
 
     def step(self, flow: Flow, state: State, t_next: Tensor, cond: Any) -> State:
-        e = flow.estimate(state.x, state.t, cond)
-        w, dt = _rows(self.diffusion(flow, state.t), state.x), _rows(t_next - state.t, state.x)
-        keys = [k.child("step", int(n)) for k, n in zip(state.keys, state.step, strict=True)]
-        noise = self.source(keys, state.x.shape[1:]).to(state.x)
-        x = state.x + dt * (e.velocity + 0.5 * w * e.logp_grad) + (w * dt).sqrt() * noise
-        return _moved(state, _finish(x, e.data, t_next), t_next, e.data)
-
-
-def _finish(x: Tensor, data: Tensor, t_next: Tensor) -> Tensor:
-    return torch.where(_rows(t_next, x) >= 1.0, data, x)
-
-
-SOLVERS = {"euler": Euler, "heun": Heun, "sde": EulerMaruyama}
+        ending = reaches("rk4", t_next, self.end)
+        first = flow.estimate(state.x, state.t, cond)
+        if ending:
+            return moved(state, first.data, t_next, first.data)
+        dt = rows_of(t_next - state.t, state.x)
+        middle = state.t + 0.5 * (t_next - state.t)
+        k1 = first.velocity
+        k2 = flow.estimate(state.x + 0.5 * dt * k1, middle, cond).velocity
+        k3 = flow.estimate(state.x + 0.5 * dt * k2, middle, cond).velocity
+        fourth = flow.estimate(state.x + dt * k3, t_next, cond)
+        x = state.x + dt / 6 * (k1 + 2 * k2 + 2 * k3 + fourth.velocity)
+        return moved(state, x, t_next, fourth.data)
 
 
 def integrate(flow: Flow, solver: Solver, state: State, times: tuple[float, ...], cond: Any) -> State:
-    """Drive all rows of ``state`` through ``times`` (which begin at their common time). For small, plain uses."""
+    """Drive all rows of ``state`` through ``times`` (which begin at their common time), forward or back."""
     if len(times) < 2:
         raise ConfigError("integrate wants a grid of at least two times.")
     for t in times[1:]:

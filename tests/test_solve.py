@@ -18,14 +18,15 @@ from secondlook.flow import Flow, Plain
 from secondlook.grid import grid
 from secondlook.noise import Key, NoiseSource, normal
 from secondlook.path import GVP, VP, Kind, Linear, Path, mix
-from secondlook.solve import SOLVERS, Euler, EulerMaruyama, Heun, Solver, integrate
+from secondlook.sde import EulerMaruyama, StochasticHeun
+from secondlook.solve import RK4, Euler, Heun, Solver, integrate
 from secondlook.types import State
 from secondlook.worlds.mixture import Mixture, default_mixture
 
 PATHS: list[Path] = [Linear(), GVP(), VP()]
-ALL: list[Solver] = [Euler(), Heun(), EulerMaruyama()]
+ALL: list[Solver] = [Euler(), Heun(), RK4(), EulerMaruyama(), StochasticHeun()]
 each_path = pytest.mark.parametrize("path", PATHS, ids=lambda p: p.name)
-each_solver = pytest.mark.parametrize("solver", ALL, ids=SOLVERS.keys())
+each_solver = pytest.mark.parametrize("solver", ALL, ids=["euler", "heun", "rk4", "sde", "sde_heun"])
 WORLD = default_mixture()
 
 
@@ -64,11 +65,11 @@ def assert_same(a: State, b: State) -> None:
 
 @cache
 def fine_reference(path: Path) -> tuple[State, Tensor]:
-    """A start at t = 0.05 and where the exact flow takes it by 0.95: 200 steps of classical Runge-Kutta (order 4) on
+    """A start at t = 0.05 and where the exact flow takes it by 0.95: 1500 steps of classical Runge-Kutta (order 4) on
     the closed-form velocity, which shares no code with the solvers."""
     start = exact_state(path, 0.05, 48)
-    x, h = start.x, 0.9 / 200
-    for i in range(200):
+    x, h = start.x, 0.9 / 1500
+    for i in range(1500):
         t = start.t + i * h
         k1 = WORLD.velocity(path, x, t)
         k2 = WORLD.velocity(path, x + 0.5 * h * k1, t + 0.5 * h)
@@ -85,14 +86,20 @@ def rms_error(path: Path, solver: Solver, steps: int) -> float:
 
 
 @pytest.mark.parametrize(
-    ("solver", "order"), [(Euler(), 1), (Heun(), 2), (EulerMaruyama(0.0, source=constant(0.0)), 1)]
+    ("solver", "order"), [
+        (Euler(), 1),
+        (Heun(), 2),
+        (RK4(), 4),
+        (EulerMaruyama(scale=0.0, source=constant(0.0)), 1),
+        (StochasticHeun(scale=0.0, source=constant(0.0)), 2),
+    ],
 )
 @each_path
 def test_order(path: Path, solver: Solver, order: int) -> None:
     errors = [rms_error(path, solver, n) for n in (40, 80, 160)]
     for coarse, fine in pairwise(errors):
         assert math.log2(coarse / fine) == pytest.approx(order, abs=0.2)
-    assert errors[-1] < (0.02 if order == 1 else 2e-3)
+    assert errors[-1] < {1: 0.02, 2: 2e-3, 4: 1e-6}[order]
 
 
 # The law of the stochastic sampler
@@ -107,7 +114,7 @@ def test_stochastic_steps_keep_gaussian_marginals_to_first_order(path: Path, sca
     world = Mixture.of((1.0,), ((1.2,),), (0.5,))
     flow = flow_on(path, world)
     probe_x, probe_noise = (torch.tensor(v, dtype=torch.float64)[:, None] for v in ([0.0, 1, 0], [0.0, 0, 1]))
-    solver = EulerMaruyama(scale, source=lambda keys, shape: probe_noise)
+    solver = EulerMaruyama(scale=scale, source=lambda keys, shape: probe_noise)
 
     def moments(steps: int) -> Tensor:
         begin = world.marginal(path, 0.0)
@@ -154,13 +161,14 @@ def test_stochastic_sampler_has_the_exact_law(path: Path) -> None:
 
 def test_diffusion_is_sbdms_below_its_bound() -> None:
     """2 sigma (sigma d_alpha / alpha - d_sigma), SiT's table of diffusions; on the linear path 2 (1 - t) / t."""
-    t = torch.tensor([0.0, 0.1, 0.4, 0.5, 0.8, 1.0], dtype=torch.float64)
-    w = EulerMaruyama().diffusion(flow_on(Linear()), t)
-    torch.testing.assert_close(w, torch.tensor([4.0, 4.0, 3.0, 2.0, 0.5, 0.0], dtype=torch.float64))
-    half = EulerMaruyama(scale=0.5).diffusion(flow_on(Linear()), t)
+    t = torch.tensor([0.0, 0.1, 0.4, 0.5, 0.8, 0.9], dtype=torch.float64)
+    dt = torch.full_like(t, 0.05)
+    w = EulerMaruyama().w(flow_on(Linear()), t, dt)
+    torch.testing.assert_close(w, torch.tensor([4.0, 4.0, 3.0, 2.0, 0.5, 2 / 9], dtype=torch.float64))
+    half = EulerMaruyama(scale=0.5, cap=2.0).w(flow_on(Linear()), t, dt)
     torch.testing.assert_close(half, 0.5 * w)
     u = 1 - t[1:-1]  # on VP it is beta(u)
-    vp = EulerMaruyama(cap=100.0).diffusion(flow_on(VP()), t[1:-1])
+    vp = EulerMaruyama(cap=100.0).w(flow_on(VP()), t[1:-1], dt[1:-1])
     torch.testing.assert_close(vp, 0.1 + 19.9 * u)
 
 
@@ -170,7 +178,7 @@ def test_a_step_adds_noise_of_the_diffusions_variance() -> None:
     flow = flow_on(GVP())
     still = EulerMaruyama(source=constant(0.0)).step(flow, state, t_next, None).x
     moved = EulerMaruyama(source=constant(1.0)).step(flow, state, t_next, None).x
-    w = EulerMaruyama().diffusion(flow, state.t)
+    w = EulerMaruyama().w(flow, state.t, torch.full_like(state.t, 0.05))
     torch.testing.assert_close(moved - still, (w * 0.05).sqrt()[:, None].expand(3, 2))
     e = flow.estimate(state.x, state.t, None)
     torch.testing.assert_close(still, state.x + 0.05 * (e.velocity + 0.5 * w[:, None] * e.logp_grad))
@@ -196,7 +204,7 @@ def test_keyed_noise_is_the_default() -> None:
     ran = EulerMaruyama().step(flow, state, state.t + 0.1, None).x
     still = EulerMaruyama(source=constant(0.0)).step(flow, state, state.t + 0.1, None).x
     noise = normal([k.child("step", 0) for k in state.keys], (2,)).double()
-    w = EulerMaruyama().diffusion(flow, state.t)
+    w = EulerMaruyama().w(flow, state.t, torch.full_like(state.t, 0.1))
     torch.testing.assert_close(ran - still, (w * 0.1).sqrt()[:, None] * noise)
 
 
@@ -318,7 +326,7 @@ def test_a_solver_costs_what_it_says(solver: Solver) -> None:
         before = flow.meter.nfe
         state = solver.step(flow, state, torch.full_like(state.t, t), None)
         assert flow.meter.nfe - before == solver.evals(last=t >= 1.0)
-    assert flow.meter.nfe == flow.meter.evals == (9 if isinstance(solver, Heun) else 5)
+    assert flow.meter.nfe == flow.meter.evals == {Heun: 9, RK4: 17, StochasticHeun: 9}.get(type(solver), 5)
 
 
 def test_random_says_whether_keys_matter() -> None:
