@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-slow check format wheel bench-scenes bench-engine clean
+.PHONY: setup demo test test-slow check format wheel bench-scenes bench-sit bench-engine clean
 
 setup: $(VENV)/.done
 
@@ -46,3 +46,6 @@ bench-engine: setup
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
+
+bench-sit: setup
+	$(BIN)/python -m secondlook.bench.sit --out runs/bench-sit --docs docs

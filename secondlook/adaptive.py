@@ -54,15 +54,19 @@ class Dopri5:
     def __post_init__(self) -> None:
         check_end("dopri5", self.end)
         if not (self.rtol >= 0 and self.atol >= 0 and 0 < self.rtol + self.atol < math.inf):
-            raise ConfigError(f"dopri5: rtol and atol must be 0 or above, and one above 0; got {self.rtol} and {self.atol}.")
+            raise ConfigError(
+                f"dopri5: rtol and atol must be 0 or above, and one above 0; got {self.rtol} and {self.atol}."
+            )
 
     def evals(self, last: bool) -> int:
-        raise ConfigError("dopri5 chooses its own number of steps, so a search cannot price it; use heun, rk4 or euler there.")
+        raise ConfigError(
+            "dopri5 chooses its own number of steps, so a search cannot price it; use heun, rk4 or euler there."
+        )
 
     def step(self, flow: Flow, state: State, t_next: Tensor, cond: Any) -> State:
         estimating = self.end == "estimate" and bool((t_next >= 1.0).any())
-        goal = t_next.clamp(max=1.0 - _GAP) if estimating else t_next
-        goal = torch.where(state.t > goal, t_next, goal) if estimating else goal
+        # Only rows bound for data stop short of it; those already inside the gap are given their estimate where they are.
+        goal = torch.where(t_next >= 1.0, state.t.clamp(min=1.0 - _GAP), t_next) if estimating else t_next
         x, data, tried = self._integrate(flow, state.x, state.t, goal, cond)
         if estimating:
             data = flow.estimate(x, goal, cond).data
@@ -79,7 +83,9 @@ class Dopri5:
         live = t != goal
         while bool(live.any()):
             if int(tried.max()) >= self.most:
-                raise SecondlookError(f"dopri5 tried {self.most} steps without reaching its end; raise rtol, or use heun.")
+                raise SecondlookError(
+                    f"dopri5 tried {self.most} steps without reaching its end; raise rtol, or use heun."
+                )
             h = torch.where((t + 1.01 * h - goal) * h.sign() >= 0, goal - t, h)  # no sliver of a step at the end
             new, error, new_slope, new_data = self._attempt(flow, x, t, h, slope, cond)
             size = (error / (self.atol + self.rtol * torch.maximum(x.abs(), new.abs()))).double()

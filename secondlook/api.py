@@ -25,7 +25,8 @@ from secondlook.engine.rig import Rig, build_flow
 from secondlook.engine.store import Store, refuse_full, sha256
 from secondlook.errors import ConfigError
 from secondlook.grid import grid
-from secondlook.models.checkpoint import load, locate, shipped
+from secondlook.models.checkpoint import load_text as load
+from secondlook.models.checkpoint import locate, shipped
 from secondlook.noise import Key
 from secondlook.path import Linear
 from secondlook.settings import Settings

@@ -97,7 +97,7 @@ def parser() -> Parser:
     prompts.add_argument("set", help="scenes-dev, scenes-test, scenes-hard-dev or scenes-hard-test")
     listing = commands.add_parser("list", help="plans, verifiers, worlds, models or solvers")
     listing.add_argument("what")
-    _training(commands.add_parser("train", help="train a world's base model"))
+    _training(commands.add_parser("train", help="train a world's model, verifier or judge"))
     return top
 
 
@@ -117,18 +117,42 @@ def _sampling(p: argparse.ArgumentParser) -> None:
 
 
 def _training(p: argparse.ArgumentParser) -> None:
-    p.add_argument("world", help="scenes, or scenes-verifier and scenes-judge")
-    p.add_argument("--out", required=True, metavar="DIR", help="holds the state; name it again to go on")
-    p.add_argument("--steps", type=_number, default=3000)
-    p.add_argument(
-        "--hold", type=_real, default=0.4, help="share of the run before the rate falls (default: %(default)s)"
-    )
-    p.add_argument("--batch", type=_number, default=128)
-    p.add_argument("--seed", type=_number, default=0)
-    p.add_argument("--predicts", default="data", help="data, velocity or noise")
-    p.add_argument("--samples", metavar="FILE.npz", help="labelled base samples, for the verifier and the judge")
-    p.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
-    p.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False, help="needs a C++ compiler")
+    p.add_argument("world", help="scenes, digits, glyphs or folder:PATH; or WORLD-verifier, WORLD-judge, WORLD-features")
+    p.add_argument("--out", required=True, metavar="DIR", help="holds the state; the same command again goes on exactly")
+    p.add_argument("--steps", type=_number, help="defaults of all options depend on the world")
+    p.add_argument("--batch", type=_number)
+    p.add_argument("--seed", type=_number)
+    p.add_argument("--bf16", action=argparse.BooleanOptionalAction, help="bf16 products, float32 weights")
+    p.add_argument("--compile", action=argparse.BooleanOptionalAction, help="needs a C++ compiler")
+    p.add_argument("--samples", metavar="FILE.npz", help="labelled base samples, for Scenes' verifier and judge")
+    p.add_argument("--data", metavar="PATH", help="with `train folder`: the same as `train folder:PATH`")
+    p.add_argument("--size", type=_number, help="with a folder of pictures: their side in pixels")
+    what = p.add_argument_group("what is learnt")
+    what.add_argument("--model", help="SiT-S/2 and the like, or sit(width=128, depth=6, heads=4, patch=2)")
+    what.add_argument("--path", help="linear, gvp or vp")
+    what.add_argument("--predicts", help="velocity, noise, data or score")
+    what.add_argument("--weight", help="of the loss: none, velocity or likelihood")
+    what.add_argument("--times", help="uniform, or logit_normal(mean=0.0, std=1.0)")
+    what.add_argument("--interval", help="of times: paper or official")
+    what.add_argument("--eps", type=_real, help="left out at both ends of the interval, whatever the path")
+    what.add_argument("--dropout", type=_real, help="share of labels dropped for guidance")
+    how = p.add_argument_group("how")
+    how.add_argument("--optimizer", help="muon or adamw")
+    how.add_argument("--lr", type=_real, help="of AdamW")
+    how.add_argument("--muon-lr", type=_real)
+    how.add_argument("--decay", type=_real, help="weight decay")
+    how.add_argument("--warmup", type=_number, help="steps")
+    how.add_argument("--hold", type=_real, help="share of the run before the rate falls")
+    how.add_argument("--ema", type=_real, help="decay of the averaged weights")
+    how.add_argument("--clip", type=_real, help="largest norm of the gradient; 0 is none")
+    how.add_argument("--accumulate", type=_number, help="micro-batches of a batch, for memory")
+    how.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, help="recompute blocks, for memory")
+    how.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)")
+    logs = p.add_argument_group("logs")
+    logs.add_argument("--look-every", type=_number, help="steps between samples and validation; 0 is never")
+    logs.add_argument("--log-every", type=_number, help="steps between readings of the loss")
+    logs.add_argument("--save-every", type=_number)
+    logs.add_argument("--tensorboard", action="store_true", default=None, help="also write DIR/tensorboard")
 
 
 def _visible(text: str) -> str:

@@ -118,7 +118,9 @@ class AutoGuidance:
 
     def __call__(self, network: Network, x: Tensor, t: Tensor, cond: Any) -> Tensor:
         if network.predicts != self.weak.predicts:
-            raise ConfigError(f"Autoguidance wants two models of one prediction; got {network.predicts} and {self.weak.predicts}.")
+            raise ConfigError(
+                f"Autoguidance wants two models of one prediction; got {network.predicts} and {self.weak.predicts}."
+            )
         strong = network(x, t, cond)
         low, high = self.interval or (-1.0, 2.0)
         inside = (t >= low) & (t < high)

@@ -20,6 +20,8 @@ SOLVERS = {
     "dopri5": "secondlook.adaptive:Dopri5",
     "sde": "secondlook.sde:EulerMaruyama",
     "sde_heun": "secondlook.sde:StochasticHeun",
+    "ddim": "secondlook.ddpm:DDIM",
+    "ddpm": "secondlook.ddpm:Ancestral",
 }
 VERIFIERS = {
     "learned": "secondlook.verify.builtin:learned",
@@ -41,6 +43,8 @@ ABOUT = {
     "dopri5": "adaptive ODE, the step chosen for each row alone; for sample, not for searches (its cost is not known before)",
     "sde": "Euler-Maruyama on SiT's SDE, one evaluation a step",
     "sde_heun": "stochastic Heun on SiT's SDE, two evaluations a step",
+    "ddim": "DDIM (2010.02502): exponential first-order step; eta from 0 (no noise) to 1 (ancestral), one evaluation a step",
+    "ddpm": "DDPM's ancestral steps (2006.11239), variance learned, small or large, one evaluation a step",
     "learned": "the shipped verifier: a network's findings, held against the prompt's rules; guides",
     "judge": "the shipped second network, of the same kind: judges what others guided",
     "oracle": "the world's exact checker; as a guide it gives an upper bound, and is labelled so",

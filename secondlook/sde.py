@@ -11,6 +11,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path as File
 from typing import Any, ClassVar, Literal
 
@@ -51,9 +52,16 @@ class LossTable:
             found = json.loads(File(path).read_text())
             table = LossTable(tuple(map(float, found["times"])), tuple(map(float, found["losses"])))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f'The loss table "{path}" cannot be read ({error}); training writes loss-by-time.json.') from None
-        if len(table.times) != len(table.losses) or len(table.times) < 2 or list(table.times) != sorted(table.times):
+            raise ConfigError(
+                f'The loss table "{path}" cannot be read ({error}); training writes loss-by-time.json.'
+            ) from None
+        rising = all(a < b for a, b in pairwise(table.times))
+        if len(table.times) != len(table.losses) or len(table.times) < 2 or not rising:
             raise ConfigError(f'The loss table "{path}" wants as many losses as rising times, two at least.')
+        if not all(0 < loss < math.inf for loss in table.losses):
+            raise ConfigError(
+                f'The loss table "{path}" wants losses above 0 and finite; got {min(table.losses)} to {max(table.losses)}.'
+            )
         return table
 
     def __call__(self, t: Tensor) -> Tensor:
@@ -88,7 +96,9 @@ class Diffusion:
             if not 0 <= value < math.inf:
                 raise ConfigError(f"sde: {name} must be 0 or above, and finite; got {value!r}.")
         if self.form == "kl_eta" and (self.losses is None or self.eta == 0):
-            raise ConfigError('The diffusion "kl_eta" needs eta above 0 and a loss table: losses="FILE.json" from training.')
+            raise ConfigError(
+                'The diffusion "kl_eta" needs eta above 0 and a loss table: losses="FILE.json" from training.'
+            )
 
     @staticmethod
     def official(form: str, norm: float = 1.0) -> Diffusion:
@@ -149,7 +159,7 @@ class _Stochastic:
 
     def __post_init__(self) -> None:
         if self.last not in LAST:
-            raise ConfigError(f'sde: last wants one of {", ".join(LAST)}; got {self.last!r}.')
+            raise ConfigError(f"sde: last wants one of {', '.join(LAST)}; got {self.last!r}.")
         if self.cap is not None and not self.cap >= 0:
             raise ConfigError(f"sde: cap must be 0 or above; got {self.cap!r}.")
         if self.form is None:

@@ -71,7 +71,11 @@ def ode(path: str, prediction: str, method: str) -> Tensor:
     """11 grid points, except for dopri5, which chooses its own and integrates each row alone."""
     kind = KINDS[prediction]
     span = interval(path.lower(), kind, "ode", preset="official")
-    solvers: dict[str, Solver] = {"euler": Euler("step"), "heun2": Heun("step"), "dopri5": Dopri5(1e-4, 1e-6, end="step")}
+    solvers: dict[str, Solver] = {
+        "euler": Euler("step"),
+        "heun2": Heun("step"),
+        "dopri5": Dopri5(1e-4, 1e-6, end="step"),
+    }
     times = (span.start, span.end) if method == "dopri5" else spread(span.start, span.end, 10)
     labels = Labels(vectors()["sample.y"])
     return integrate(flow_of(path, prediction), solvers[method], start(span.start, len(labels.index)), times, labels).x
@@ -89,7 +93,9 @@ def sde(path: str, prediction: str, form: str, method: str, last: str) -> Tensor
         source=lambda keys, shape: torch.randn(len(keys), *shape),
     )
     times = spread(span.start, span.end, 9, last=size)
-    return integrate(flow_of(path, prediction), solver, start(span.start, 1), times, Labels(vectors()["sample.y"][:1])).x
+    return integrate(
+        flow_of(path, prediction), solver, start(span.start, 1), times, Labels(vectors()["sample.y"][:1])
+    ).x
 
 
 def loss(path: str, prediction: str, weight: str) -> Tensor:
@@ -97,7 +103,12 @@ def loss(path: str, prediction: str, weight: str) -> Tensor:
     v = vectors()
     asked = "none" if prediction == "velocity" else weight.lower()
     return flow_of(path, prediction).loss(
-        v["forward.x"], v["loss.noise"], v["loss.t"], Labels(torch.arange(len(v["loss.t"]))), asked, floor=0.0  # type: ignore[arg-type]
+        v["forward.x"],
+        v["loss.noise"],
+        v["loss.t"],
+        Labels(torch.arange(len(v["loss.t"]))),
+        asked,
+        floor=0.0,  # type: ignore[arg-type]
     )
 
 

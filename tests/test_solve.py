@@ -86,7 +86,8 @@ def rms_error(path: Path, solver: Solver, steps: int) -> float:
 
 
 @pytest.mark.parametrize(
-    ("solver", "order"), [
+    ("solver", "order"),
+    [
         (Euler(), 1),
         (Heun(), 2),
         (RK4(), 4),

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from secondlook.errors import ConfigError, DamagedError, nearest
+from secondlook.models.sit import SiT, SiTConfig
 from secondlook.models.text import TextSiT, TextSiTConfig
 from secondlook.registry import MODELS
 
@@ -64,15 +65,41 @@ def fill(module: nn.Module, path: Path) -> None:
         raise DamagedError(f"The weights {path} do not fit their own description ({reason}).") from None
 
 
-def load(path: Path) -> TextSiT:
-    """A text-to-image transformer from its file, ready to sample."""
+def load(path: Path) -> TextSiT | SiT:
+    """A transformer from its file, text-to-image or class-conditional, ready to sample."""
     config = read_config(path)
     kind = config.pop("kind", None)
-    if kind != "text-sit":
-        raise ConfigError(f'The weights {path} hold a "{kind}"; a "text-sit" was wanted.')
+    if kind not in ("text-sit", "sit"):
+        raise ConfigError(f'The weights {path} hold a "{kind}"; a "text-sit" or a "sit" was wanted.')
+    module: TextSiT | SiT
     try:
-        module = TextSiT(TextSiTConfig(**{**config, "words": tuple(config["words"])}))
-    except (TypeError, KeyError) as error:
+        if kind == "sit":
+            module = SiT(SiTConfig(**config))
+        else:
+            module = TextSiT(TextSiTConfig(**{**config, "words": tuple(config["words"])}))
+    except (TypeError, KeyError, ConfigError) as error:
         raise DamagedError(f"The weights {path} describe no network this release knows ({error}).") from None
     fill(module, path)
     return module.requires_grad_(False).eval()
+
+
+def load_text(path: Path) -> TextSiT:
+    """A text-to-image transformer; ConfigError for a file that holds another kind."""
+    _expect(path, "text-sit")
+    module = load(path)
+    assert isinstance(module, TextSiT)
+    return module
+
+
+def load_sit(path: Path) -> SiT:
+    """A class-conditional transformer; ConfigError for a file that holds another kind."""
+    _expect(path, "sit")
+    module = load(path)
+    assert isinstance(module, SiT)
+    return module
+
+
+def _expect(path: Path, kind: str) -> None:
+    found = read_config(path).get("kind")
+    if found != kind:
+        raise ConfigError(f'The weights {path} hold a "{found}"; a "{kind}" was wanted.')

@@ -7,6 +7,9 @@ the released code also pickle the run's argparse.Namespace; that one harmless cl
 from __future__ import annotations
 
 import argparse
+import math
+import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isqrt
@@ -14,40 +17,70 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from secondlook.errors import ConfigError, DamagedError
+from secondlook.models.checkpoint import fill, read_config
 from secondlook.models.sit import SIZES, SiT, SiTConfig
 from secondlook.path import Kind
 
 _LEFT_OUT = ("projectors.",)  # REPA's training-time heads, unused in sampling
+_WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before names
+_PARTS = ("ema", "model", "state_dict")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A state dict and the part of the file it was: "ema", "model", "state_dict", or "all" of a bare one."""
+
+    state: dict[str, Tensor]
+    which: str
+
+
+def read(path: Path, which: str = "ema") -> Found:
+    """The state dict in a safetensors or `.pt` file. Of a training checkpoint (a dict of dicts) ``which`` is taken: "ema"
+    or "model". ConfigError for a file that is not there or lacks it, DamagedError for one that is more than tensors."""
+    if not path.is_file():
+        raise ConfigError(f'There is no weights file "{path}".')
+    found, taken = _open(path), "all"
+    if isinstance(found, Mapping) and any(k in found for k in _PARTS):
+        known = [k for k in _PARTS if k in found]
+        if which not in known and "state_dict" not in known:
+            raise ConfigError(f'The checkpoint "{path}" has no "{which}"; it has {", ".join(known)}.')
+        taken = which if which in known else "state_dict"
+        found = found[taken]
+    if not isinstance(found, Mapping) or not all(isinstance(v, Tensor) for v in found.values()) or not found:
+        raise DamagedError(f'"{path}" holds no state dict (names and tensors); got {type(found).__name__}.')
+    return Found({_bare(str(k)): v for k, v in found.items()}, taken)
 
 
 def read_weights(path: Path, which: str = "ema") -> dict[str, Tensor]:
-    """The state dict in a safetensors or `.pt` file. Of a training checkpoint (a dict of dicts) ``which`` is taken: "ema"
-    or "model"."""
+    """``read``'s state dict alone."""
+    return read(path, which).state
+
+
+def _open(path: Path) -> Any:
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             return load_file(path)
+        # Mapped where the format allows, so that a checkpoint's optimizer state is never read.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ConfigError(f'There is no weights file "{path}".') from None
-    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, Exception) as error:
-        reason = " ".join(str(error).split())[:160]
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # torch, pickle and safetensors raise a dozen kinds
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it names the object {named[1]}" if named else " ".join(str(error).split())[:160]
         raise DamagedError(
-            f'"{path}" cannot be read as weights ({reason}). Wanted: safetensors, or a .pt file of tensors alone.'
+            f'"{path}" cannot be read as weights ({reason}); nothing in it was run. Wanted: safetensors, or a .pt file of '
+            "tensors alone."
         ) from None
-    if isinstance(found, Mapping) and any(k in found for k in ("ema", "model", "state_dict")):
-        known = [k for k in ("ema", "model", "state_dict") if k in found]
-        if which not in known and "state_dict" not in known:
-            raise ConfigError(f'The checkpoint "{path}" has no "{which}"; it has {", ".join(known)}.')
-        found = found[which if which in known else "state_dict"]
-    if not isinstance(found, Mapping) or not all(isinstance(v, Tensor) for v in found.values()):
-        raise DamagedError(f'"{path}" holds no state dict (names and tensors); got {type(found).__name__}.')
-    return {k.removeprefix("module."): v for k, v in found.items()}
+
+
+def _bare(name: str) -> str:
+    while name.startswith(_WRAPPERS):
+        name = name.split(".", 1)[1]
+    return name
 
 
 @dataclass(frozen=True)
@@ -65,22 +98,45 @@ class Layout:
     qk_norm: bool
     repa: bool
 
+    def name(self, heads: int) -> str:
+        """The named size it is, such as "SiT-XL/2", or its numbers."""
+        for name, sizes in SIZES.items():
+            if sizes == (self.depth, self.width, heads):
+                return f"SiT-{name}/{self.patch}"
+        return f"{self.depth} blocks of width {self.width}, {heads} heads, patch {self.patch}"
+
+
+_RANKS = {"x_embedder.proj.weight": 4, "pos_embed": 3, "blocks.0.mlp.fc1.weight": 2, "final_layer.linear.weight": 2,
+          "y_embedder.embedding_table.weight": 2}  # fmt: skip
+
 
 def layout(state: Mapping[str, Tensor]) -> Layout:
     """Read off the shapes; ConfigError where they are no SiT's."""
-    try:
-        proj, table = state["x_embedder.proj.weight"], state["pos_embed"]
-        width, channels, patch, _ = proj.shape
-        depth = 1 + max(int(k.split(".")[1]) for k in state if k.startswith("blocks."))
-        hidden, rows = state["blocks.0.mlp.fc1.weight"].shape[0], state["final_layer.linear.weight"].shape[0]
-        labels = state["y_embedder.embedding_table.weight"].shape[0]
-    except (KeyError, ValueError) as error:
-        raise ConfigError(f"These weights are no SiT or DiT of the official layout: {error} is missing.") from None
-    grid, out = isqrt(table.shape[1]), rows // patch**2
-    if grid**2 != table.shape[1] or out not in (channels, 2 * channels):
-        raise ConfigError(f"A square grid and a head of {channels} or {2 * channels} channels were wanted; got "
-                          f"{table.shape[1]} tokens and {out} channels.")  # fmt: skip
-    return Layout(width, patch, channels, depth, grid * patch, labels, out, hidden / width,
+    lacking = [k for k in _RANKS if k not in state]
+    if lacking:
+        raise ConfigError(f'These weights are no SiT or DiT of the official layout: "{lacking[0]}" is missing.')
+    for key, rank in _RANKS.items():
+        if state[key].ndim != rank:
+            raise ConfigError(
+                f'These weights are no SiT\'s: "{key}" wants {rank} axes; it has {list(state[key].shape)}.'
+            )
+    proj, table, fc1, head, labels = (state[k] for k in _RANKS)
+    width, channels, patch, patch_too = proj.shape
+    depth = len({k.split(".")[1] for k in state if k.startswith("blocks.")})
+    tokens, hidden = table.shape[1], fc1.shape[0]
+    grid, out = isqrt(tokens), head.shape[0] // patch**2
+    if (
+        grid**2 != tokens
+        or patch != patch_too
+        or out not in (channels, 2 * channels)
+        or head.shape[0] != out * patch**2
+    ):
+        raise ConfigError(f"Square patches, a square grid and a head of {channels} or {2 * channels} channels were wanted; got "
+                          f"patches of {patch} x {patch_too}, {tokens} tokens and {head.shape[0]} rows in the head.")  # fmt: skip
+    ratio = hidden / width
+    if int(width * ratio) != hidden:  # rounding, for widths that do not divide
+        ratio = math.nextafter(ratio, math.inf)
+    return Layout(width, patch, channels, depth, grid * patch, labels.shape[0], out, ratio,
                   any(".attn.q_norm." in k for k in state), any(k.startswith(_LEFT_OUT) for k in state))  # fmt: skip
 
 
@@ -99,7 +155,8 @@ def from_state_dict(
 
     heads: where None, the named sizes' (by width), else 64 channels a head. reversed_time: where None, by whether the
     weights are REPA's (time 0 is data there). narrow: drop a wider head's dead half, losslessly. ``null`` False: the last label is a
-    class like the others. The sums are float32, whatever the file holds.
+    class like the others. The sums are float32, whatever the file holds. ConfigError for tensors that are missing, left
+    over, of another shape or not finite.
     """
     form = layout(state)
     known = {w: h for _, w, h in SIZES.values()}
@@ -113,12 +170,31 @@ def from_state_dict(
     kept = {k: v.float() for k, v in state.items() if not k.startswith(_LEFT_OUT)}
     if narrow:
         kept = narrowed(kept, form)
-    network = SiT(made)
-    missing, extra = network.load_state_dict(kept, strict=False)
+    network = _unfilled(made)
+    _refuse_misfits(network.state_dict(), kept)
+    network.load_state_dict(kept)
+    return network
+
+
+def _refuse_misfits(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    missing, extra = sorted(set(wanted) - set(given)), sorted(set(given) - set(wanted))
     if missing or extra:
         what = f"lack {missing[0]}" if missing else f"hold {extra[0]}, which no SiT has"
         raise ConfigError(f"These weights {what} ({len(missing)} missing, {len(extra)} left over).")
-    return network
+    for key, value in given.items():
+        if value.shape != wanted[key].shape:
+            raise ConfigError(
+                f'The weights "{key}" want the shape {list(wanted[key].shape)}; theirs is {list(value.shape)}.'
+            )
+        if not value.is_meta and not bool(value.isfinite().all()):
+            raise ConfigError(f'The weights "{key}" hold numbers that are not finite; fetch or save the file anew.')
+
+
+def _unfilled(config: SiTConfig) -> SiT:
+    """A network whose tensors are still to be loaded, all of them: drawing 675 million numbers first takes seconds."""
+    with torch.device("meta"):
+        network = SiT(config)
+    return network.to_empty(device="cpu")
 
 
 def narrowed(state: dict[str, Tensor], form: Layout) -> dict[str, Tensor]:
@@ -126,3 +202,31 @@ def narrowed(state: dict[str, Tensor], form: Layout) -> dict[str, Tensor]:
     rows = torch.arange(form.patch**2 * form.out)
     keep = rows[rows % form.out < form.channels]
     return {k: v[keep] if k.startswith("final_layer.linear.") else v for k, v in state.items()}
+
+
+def is_own(path: Path) -> bool:
+    """Whether a file is one this project wrote: safetensors with its configuration inside."""
+    if path.suffix.lower() != ".safetensors":
+        return False
+    try:
+        with safe_open(path, "pt") as file:
+            return "config" in (file.metadata() or {})
+    except Exception:  # unreadable: whoever reads it says so
+        return False
+
+
+def load_sit(path: Path) -> SiT:
+    """A class-conditional network ready to sample: from this project's own file, or from an official one as ``read`` and
+    ``from_state_dict`` take it by default."""
+    if not is_own(path):
+        return from_state_dict(read(path).state).requires_grad_(False).eval()
+    config = read_config(path)
+    kind = config.pop("kind", None)
+    if kind != "sit":
+        raise ConfigError(f'The weights {path} hold a "{kind}"; a class-conditional "sit" was wanted.')
+    try:
+        network = _unfilled(SiTConfig(**config))
+    except TypeError as error:
+        raise DamagedError(f"The weights {path} describe no network this release knows ({error}).") from None
+    fill(network, path)
+    return network.requires_grad_(False).eval()

@@ -231,10 +231,9 @@ class SiT(nn.Module):
         nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
         for i in (0, 2):
             nn.init.normal_(self.t_embedder.mlp[i].weight, std=0.02)  # type: ignore[arg-type]
-        zeroed = [block.adaLN_modulation[1] for block in self.blocks]  # type: ignore[union-attr, index]
-        for layer in (*zeroed, self.final_layer.adaLN_modulation[1], self.final_layer.linear):
-            nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        for name, weight in self.named_parameters():
+            if "adaLN_modulation" in name or name.startswith("final_layer.linear"):
+                nn.init.zeros_(weight)
 
     def encode(self, labels: Sequence[int | None]) -> Labels:
         """Labels from class numbers; None is the null class."""
@@ -243,8 +242,10 @@ class SiT(nn.Module):
             raise ConfigError("This model was trained without a null class, so it cannot be guided; use guidance 1.")
         index = [c.classes if label is None else int(label) for label in labels]
         if any(not 0 <= i <= c.classes for i in index):
-            raise ConfigError(f"A class must be from 0 to {c.classes - 1}; got {[i for i in index if i < 0 or i > c.classes][0]}.")
-        return Labels(torch.tensor(index, dtype=torch.long, device=self.pos_embed.device))
+            raise ConfigError(
+                f"A class must be from 0 to {c.classes - 1}; got {min(index) if min(index) < 0 else max(index)}."
+            )
+        return Labels(torch.tensor(index, dtype=torch.long, device=self.final_layer.linear.weight.device))
 
     def forward(self, x: Tensor, t: Tensor, cond: Labels) -> Tensor:
         """The prediction alone: where the head is wider, its first C channels."""

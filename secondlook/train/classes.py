@@ -1,30 +1,37 @@
-"""Training of class-conditional transformers: SiT on any path and target, DiT on its discrete steps.
+"""Training of class-conditional transformers: SiT on any path and target.
 
-The paper's recipe (2401.08740, app. D; facts as the released code has them) is the default: AdamW at 1e-4 without decay
-or warm-up, batch 256, EMA 0.9999, labels dropped with probability 0.1, times uniform on the path's interval.
+The paper's recipe (2401.08740, app. D; facts as the released code has them) is ``TrainConfig.paper`` with ``Recipe()``:
+labels dropped with probability 0.1, times uniform on the path's interval, no weight.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path as Folder
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from secondlook.errors import ConfigError
-from secondlook.flow import Flow, Weight
+from secondlook.errors import ConfigError, nearest
+from secondlook.flow import WEIGHTS, Flow, Weight, loss_weight
 from secondlook.interval import Interval, interval
 from secondlook.models.sit import Labels, SiT, SiTConfig
 from secondlook.path import PATHS
-from secondlook.train.loop import TrainConfig, Trainer
+from secondlook.train.loop import ByRows, Rows, TrainConfig, Trainer, keyed
+
+# Of data prediction: its velocity's error is its own over sigma^2, without bound near data. Flow.loss has the same.
+FLOOR = 0.05
 
 
 class Data(Protocol):
-    """A source of labelled samples in flow space."""
+    """A source of labelled samples in flow space.
+
+    One whose rows cost much may also have ``part(seed, step, count, rows)``, the slice ``rows`` of the same batch: of
+    several processes each then makes its own rows only.
+    """
 
     def batch(self, seed: int, step: int, count: int) -> tuple[Tensor, Tensor]:
         """x float32 [count, *S] and labels int64 [count]: a function of its arguments alone, so that training resumes
@@ -69,38 +76,98 @@ class Recipe:
     floor: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.weight not in WEIGHTS:
+            raise ConfigError(f'There is no loss weight "{self.weight}"; {nearest(self.weight, WEIGHTS)}')
         if not 0 <= self.dropout <= 1:
             raise ConfigError(f"A share of dropped labels lies in 0 to 1; got {self.dropout}.")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss of one network's sizes and one recipe, by row."""
+
+    sit: SiTConfig
+    recipe: Recipe
+    bf16: bool = False
+
+    @property
+    def span(self) -> Interval:
+        return interval(self.sit.path, self.sit.predicts, "train", preset=self.recipe.preset, eps=self.recipe.eps)
+
+    def rows(self, forward: Callable[..., Tensor], x: Tensor, index: Tensor, t: Tensor, noise: Tensor) -> Rows:
+        """For x and noise [B, *S], labels index [B] and times t [B]: the weighted loss and the velocity's error, [B]."""
+        path, kind, recipe = PATHS[self.sit.path](), self.sit.predicts, self.recipe
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+            error = Flow(Named(forward, self.sit), path).loss(x, noise, t, Labels(index), "none")
+        floor = recipe.floor or (FLOOR if kind == "data" else 0.0)
+        velocity = error.detach() * loss_weight(path, kind, "velocity", t, floor).to(error)
+        return Rows(error * loss_weight(path, kind, recipe.weight, t, recipe.floor).to(error), t, velocity)
+
+    def validation(
+        self, x: Tensor, labels: Tensor, seed: int = 0, part: int = 256
+    ) -> Callable[[Any], Mapping[str, float]]:
+        """The mean loss of a network on held-out x [N, *S] and labels [N], at times and with noise drawn once by ``seed``:
+        a function of the network for ``Looks``, giving ``validation_loss`` and ``validation_velocity``."""
+        generator = keyed(seed, 0)
+        t = self.recipe.times(len(x), self.span, generator)
+        noise = torch.randn(x.shape, generator=generator)
+
+        def count(network: Any) -> Mapping[str, float]:
+            device = next(network.parameters()).device
+            total = torch.zeros(2, dtype=torch.float64)
+            for at in range(0, len(x), part):
+                found = self.rows(network, *(v[at : at + part].to(device) for v in (x, labels, t, noise)))
+                assert found.velocity is not None
+                total += torch.stack([found.loss, found.velocity]).double().sum(1).cpu()
+            loss, velocity = (total / len(x)).tolist()
+            return {"validation_loss": loss, "validation_velocity": velocity}
+
+        return count
 
 
 def trainer(
     folder: Folder, config: TrainConfig, sit: SiTConfig, data: Data, recipe: Recipe = Recipe(), **more: Any
 ) -> Trainer:
-    """A trainer of a SiT, resuming what ``folder`` holds."""
+    """A trainer of a SiT, resuming what ``folder`` holds. more: what ``Trainer`` takes, such as ``looks``."""
     torch.manual_seed(config.seed)
     module = SiT(sit)
-    path = PATHS[sit.path]()
-    span = interval(sit.path, sit.predicts, "train", preset=recipe.preset, eps=recipe.eps)
+    objective = Objective(sit, recipe, config.bf16)
+    span = objective.span
 
-    def loss(forward: Callable[..., Tensor], step: int, generator: torch.Generator) -> Tensor:
-        x, index = data.batch(config.seed, step, config.batch)
+    def draw(step: int, generator: torch.Generator, rows: slice) -> tuple[Tensor, ...]:
+        x, index = taken(data, config.seed, step, config.batch, rows)
         if sit.null:
-            dropped = torch.rand(len(index), generator=generator) < recipe.dropout
+            dropped = (torch.rand(config.batch, generator=generator) < recipe.dropout)[rows]
             index = torch.where(dropped, torch.full_like(index, sit.classes), index)
-        t = recipe.times(len(x), span, generator)
-        noise = torch.randn(x.shape, generator=generator)
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
-            flow = Flow(Named(forward, module), path)
-            return flow.loss(x, noise, t, Labels(index), recipe.weight, recipe.floor).mean()
+        t = recipe.times(config.batch, span, generator)[rows]
+        noise = torch.randn(config.batch, *x.shape[1:], generator=generator)[rows]
+        return x, index, t, noise
 
-    return Trainer(module, loss, config, folder, **more)
+    about = {"model": asdict(sit), "recipe": asdict(recipe), "data": named(data)}
+    return Trainer(module, ByRows(draw, objective.rows), config, folder, about=about, **more)
+
+
+def named(data: Any) -> str:
+    """What a training remembers of its data, so as not to go on with others: a name, or a kind and how many."""
+    count = f" of {len(data)}" if hasattr(data, "__len__") else ""
+    return str(getattr(data, "name", type(data).__name__ + count))
+
+
+def taken(data: Data, seed: int, step: int, count: int, rows: slice) -> tuple[Tensor, Tensor]:
+    """The rows of a step's batch, made alone where the data can."""
+    part = getattr(data, "part", None)
+    if part is not None:
+        found: tuple[Tensor, Tensor] = part(seed, step, count, rows)
+        return found
+    x, labels = data.batch(seed, step, count)
+    return x[rows], labels[rows]
 
 
 class Named:
     """A (perhaps compiled or wrapped) forward pass under the names a flow reads."""
 
-    def __init__(self, forward: Callable[..., Tensor], module: SiT):
-        self.forward, self.predicts, self.shape = forward, module.predicts, module.shape
+    def __init__(self, forward: Callable[..., Tensor], sit: SiTConfig):
+        self.forward, self.predicts, self.shape = forward, sit.predicts, (sit.channels, sit.side, sit.side)
 
     def __call__(self, x: Tensor, t: Tensor, cond: Any) -> Tensor:
         return self.forward(x, t, cond)

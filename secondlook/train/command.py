@@ -1,4 +1,7 @@
-"""`secondlook train WORLD --out DIR`: the base model, the verifier or the judge, with exact resume."""
+"""`secondlook train WORLD --out DIR`: base models, verifiers and judges; the same command again goes on exactly.
+
+Several GPUs: `torchrun --nproc_per_node N -m secondlook.cli train digits --out DIR`, with the extra [train] installed.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ import argparse
 import json
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,27 +20,71 @@ from PIL import Image
 from secondlook.errors import ConfigError, nearest
 from secondlook.models.checkpoint import save
 from secondlook.models.text import TextSiT
-from secondlook.train.loop import TrainConfig, Trainer
+from secondlook.train.loop import Tick, TrainConfig, Trainer
 
-WORLDS = ("scenes", "scenes-verifier", "scenes-judge")
+CLASSIFIERS = tuple(f"{world}-{role}" for world in ("digits", "glyphs") for role in ("verifier", "judge", "features"))
+WORLDS = ("scenes", "scenes-verifier", "scenes-judge", "digits", "glyphs", *CLASSIFIERS)
+# Options by kind of training; all are None where not given.
+_LOOP = ("steps", "batch", "seed", "bf16", "compile", "hold")
+OPTIONS = {
+    "scenes": (*_LOOP, "predicts"),
+    "judges": ("steps", "batch", "seed", "samples", "bf16", "compile"),
+    "classifiers": ("steps", "seed"),
+    "classes": (*_LOOP, "predicts", "model", "path", "weight", "times", "interval", "eps", "dropout", "lr", "muon_lr",
+                "decay", "optimizer", "warmup", "ema", "clip", "accumulate", "checkpointing", "device", "look_every",
+                "log_every", "save_every", "tensorboard", "data", "size"),
+}  # fmt: skip
+OF_CONFIG = ("steps", "batch", "seed", "bf16", "compile", "hold", "lr", "muon_lr", "decay", "optimizer", "warmup", "ema",
+             "clip", "accumulate", "checkpointing", "device", "look_every", "log_every", "save_every", "tensorboard")  # fmt: skip
+OF_RECIPE = ("weight", "times", "interval", "eps", "dropout")
 LOOK = ("a circle", "three squares", "a circle left of a square", "a red cross and a blue triangle",
         "a green circle above a white square", "two yellow crosses and a purple circle", "a red square",
         "a triangle and a square")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.world not in WORLDS:
-        raise ConfigError(f'There is no training of "{args.world}"; {nearest(args.world, WORLDS)}')
-    for name in ("steps", "batch"):
-        if getattr(args, name) < 1:
-            raise ConfigError(f"--{name} must be at least 1; got {getattr(args, name)}.")
+    world = args.world.partition(":")[0]
+    if world not in (*WORLDS, "folder"):
+        known = (*WORLDS, "folder:PATH")
+        raise ConfigError(f'There is no training of "{args.world}"; {nearest(args.world, known)}')
+    kind = {"scenes": "scenes", "scenes-verifier": "judges", "scenes-judge": "judges"}.get(
+        world, "classifiers" if world in CLASSIFIERS else "classes"
+    )
+    _refuse(args, world, OPTIONS[kind])
     if args.compile and not any(shutil.which(c) for c in ("g++", "c++", "clang++")):
         raise ConfigError("--compile needs a C++ compiler; install g++ or leave the option out.")
-    if args.world != "scenes":
+    if kind == "classes":
+        return _classes(args, world)
+    if kind == "classifiers":
+        from secondlook.train.classifiers import train_classifier
+
+        name, role = world.rsplit("-", 1)
+        path = train_classifier(name, role, Path(args.out), args.seed or 0, args.steps)
+        print(json.dumps({"weights": str(path)}))
+        return 0
+    usual: dict[str, Any] = {"steps": 3000, "batch": 128, "seed": 0, "hold": 0.4, "predicts": "data", "bf16": True}
+    for name, value in {**usual, "compile": False}.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    if kind == "judges":
         from secondlook.train.verifier import train_command
 
         return train_command(args)
     return _base(args)
+
+
+def _refuse(args: argparse.Namespace, world: str, options: tuple[str, ...]) -> None:
+    """ConfigError for an option that this training does not take, or a number that none takes."""
+    for name in sorted({o for some in OPTIONS.values() for o in some}):
+        if getattr(args, name) is not None and name not in options:
+            flags = ", ".join(f"--{o.replace('_', '-')}" for o in options)
+            raise ConfigError(f"`train {world}` takes no --{name.replace('_', '-')}; it takes {flags}.")
+    for name in ("steps", "batch"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name} must be at least 1; got {value}.")
+    if args.seed is not None and not 0 <= args.seed < 2**31:
+        raise ConfigError(f"--seed must be from 0 to {2**31 - 1}; got {args.seed}.")
 
 
 def _base(args: argparse.Namespace) -> int:
@@ -47,23 +96,80 @@ def _base(args: argparse.Namespace) -> int:
     config = TrainConfig(steps=args.steps, batch=args.batch, hold=args.hold, seed=args.seed, bf16=args.bf16,
                          compile=args.compile)  # fmt: skip
     job = trainer(folder, config, args.predicts)
-    total = 0.0
-    for tick in job.run():
-        total += tick.loss
-        if tick.step % 50 == 0:
-            pace = tick.seconds / tick.step
-            print(f"step {tick.step}/{args.steps}  loss {total / 50:.4f}  {args.batch / pace:.0f} pictures/s  "
-                  f"{(args.steps - tick.step) * pace / 60:.0f} min left", file=sys.stderr, flush=True)  # fmt: skip
-            total = 0.0
+    for tick in reported(job.run(), config):
         if tick.step % 500 == 0 or tick.step == args.steps:
             Image.fromarray(look(job)).save(folder / f"samples-{tick.step:06d}.png")
     module = job.ema.module
     assert isinstance(module, TextSiT)
-    facts = {"steps": job.step, "batch": args.batch, "pictures": job.step * args.batch, "seed": args.seed,
-             "seconds": round(job.seconds), "threads": torch.get_num_threads()}  # fmt: skip
+    facts = facts_of(job)
     save(module, folder / "weights.safetensors", module.describe(), facts)
     print(json.dumps({"weights": str(folder / "weights.safetensors"), **facts}))
     return 0
+
+
+def _classes(args: argparse.Namespace, world: str) -> int:
+    from secondlook.models.sit import SiT
+    from secondlook.train import presets
+    from secondlook.train.classes import trainer
+
+    data = _data(args, world)
+    preset = presets.PRESETS[world]
+    predicts = args.predicts or preset.predicts
+    classes = data.classes if isinstance(data.classes, int) else len(data.classes)
+    sit = presets.network(args.model or preset.model, tuple(data.shape), classes, predicts, args.path or preset.path)
+    recipe = presets.recipe(preset, predicts, **{k: getattr(args, k) for k in OF_RECIPE})
+    config = presets.training(preset, **{k: getattr(args, k) for k in OF_CONFIG})
+    folder = Path(args.out)
+    job = trainer(folder, config, sit, data, recipe, looks=presets.looks(world, data, sit, recipe, config))
+    for _ in reported(job.run(), config, job.place.first):
+        pass
+    if job.place.first:
+        module, facts = job.ema.module, facts_of(job)
+        assert isinstance(module, SiT)
+        table = job.by_time.table()
+        save(module, folder / "weights.safetensors", module.describe(), {**facts, **job.about, "loss_by_time": table})
+        print(json.dumps({"weights": str(folder / "weights.safetensors"), **facts}))
+    job.place.close()
+    return 0
+
+
+def _data(args: argparse.Namespace, world: str) -> Any:
+    """The training's data: a world's own, or what a folder holds."""
+    path = args.world.partition(":")[2] or args.data
+    if world != "folder":
+        if path or args.size is not None:
+            raise ConfigError(f"`train {world}` makes its own data; --data and --size go with `train folder:PATH`.")
+        from secondlook.worlds.digits import Digits
+        from secondlook.worlds.glyphs import Glyphs
+
+        return Digits() if world == "digits" else Glyphs()
+    if not path:
+        raise ConfigError("Say which folder: secondlook train folder:PATH --out DIR.")
+    from secondlook.worlds.folder import open_data
+
+    return open_data(path, args.size)
+
+
+def reported(ticks: Iterable[Tick], config: TrainConfig, loud: bool = True) -> Iterable[Tick]:
+    """The ticks, with a line on standard error after every fifty of them."""
+    losses: list[float] = []
+    for tick in ticks:
+        losses.append(tick.loss)
+        if tick.step % 50 == 0 and loud:
+            pace = tick.seconds / tick.step
+            print(f"step {tick.step}/{config.steps}  loss {sum(losses) / len(losses):.4f}  "
+                  f"{config.batch / pace:.0f} pictures/s  {(config.steps - tick.step) * pace / 60:.0f} min left",
+                  file=sys.stderr, flush=True)  # fmt: skip
+            losses = []
+        yield tick
+
+
+def facts_of(job: Trainer) -> dict[str, Any]:
+    """What is said of a training beside its weights."""
+    c = job.config
+    facts = {"steps": job.step, "batch": c.batch, "pictures": job.step * c.batch, "seed": c.seed,
+             "seconds": round(job.seconds), "threads": torch.get_num_threads()}  # fmt: skip
+    return facts if job.place.world == 1 else {**facts, "processes": job.place.world}
 
 
 def look(job: Trainer, each: int = 4) -> np.ndarray:

@@ -13,7 +13,7 @@ import torch
 from secondlook.errors import DamagedError
 from secondlook.flow import ClassifierFree, Flow
 from secondlook.grid import grid
-from secondlook.models.checkpoint import load
+from secondlook.models.checkpoint import load_text
 from secondlook.models.text import Encoded, TextSiT, TextSiTConfig
 from secondlook.noise import Key, normal
 from secondlook.path import Linear
@@ -65,7 +65,7 @@ class Samples:
 def base_network(path: Path) -> TextSiT:
     """The base model from its weights, or the moving average in a training's ``state.pt``."""
     if path.suffix != ".pt":
-        return load(path)
+        return load_text(path)
     network = TextSiT(TextSiTConfig(words=WORDS))
     network.load_state_dict(torch.load(path, weights_only=True)["ema"])
     return network.eval().requires_grad_(False)
