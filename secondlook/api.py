@@ -25,14 +25,11 @@ from secondlook.engine.rig import Rig, build_flow
 from secondlook.engine.store import Store, refuse_full, sha256
 from secondlook.errors import ConfigError
 from secondlook.grid import grid
-from secondlook.models.checkpoint import load_text as load
-from secondlook.models.checkpoint import locate, shipped
+from secondlook.kits import exact, kit
+from secondlook.models.checkpoint import locate
 from secondlook.noise import Key
-from secondlook.path import Linear
 from secondlook.settings import Settings
-from secondlook.types import Condition, Cost, Task
-from secondlook.verify.builtin import judge
-from secondlook.worlds.scenes.world import Checker, Scenes
+from secondlook.types import Condition, Cost, Task, Verifier
 
 
 @dataclass(frozen=True)
@@ -59,34 +56,39 @@ def build_rig(s: Settings, scoring: bool = True) -> Rig:
     """The rig that settings describe; reads weights, so damaged files show here. Without ``scoring`` it has neither
     verifier nor judges."""
     torch.set_num_threads(s.threads or torch.get_num_threads())
-    network = load(locate(s.model))
-    world = Scenes()
+    world = kit(s.world)
+    loaded = world.load(locate(s.model))
     with torch.inference_mode():
-        null = network.encode([None])
-    flow = build_flow(network, Linear(), s.guidance, null, bool(s.bf16))  # type: ignore[arg-type]
+        null = loaded.encode(None) if s.guidance != 1.0 else None
+    flow = build_flow(loaded.network, loaded.path, s.guidance, null, bool(s.bf16))
     return Rig(
         flow,
         conf.make_named("solver", s.solver),
         grid(s.steps, s.shift),
-        lambda c: network.encode([None if c is None else c.prompt]),
+        loaded.encode,
         world.decode,
-        conf.make_named("verifier", s.verifier) if scoring else None,
-        {"judge": judge(), "checker": Checker()} if scoring else {},
+        make_verifier(s) if scoring else None,
+        world.judges() if scoring else {},
         rows=s.rows or 16,
     )
 
 
+def make_verifier(s: Settings) -> Verifier:
+    """The guide: the world's own by its name, or another package's."""
+    return kit(s.world).verifier(s.verifier) or conf.make_named("verifier", s.verifier)
+
+
 def digests(s: Settings) -> dict[str, str]:
     """SHA-256 of the weights files that decide a run: the model's, and the shipped verifier's and judge's."""
-    files = {"model": locate(s.model), **{n: shipped(f"scenes-{n}.safetensors") for n in ("verifier", "judge")}}
+    files = {"model": locate(s.model), **kit(s.world).files()}
     return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items() if path.is_file()}
 
 
 def tasks_of(s: Settings) -> list[Task]:
     """A task for each prompt; its noise is keyed by the seed and the prompt's place in the list."""
-    world, times = Scenes(), grid(s.steps, s.shift)
+    world, times = kit(s.world), grid(s.steps, s.shift)
     root = Key.root(s.seed)
-    return [Task(i, world.condition(p), root.child("task", i), times) for i, p in enumerate(s.prompts)]
+    return [Task(i, world.ask(p), root.child("task", i), times) for i, p in enumerate(s.prompts)]
 
 
 def budget_of(s: Settings, rig: Rig) -> Budget:
@@ -117,7 +119,7 @@ def draw(
     """Search for the best picture of each prompt and return one Result a prompt, in order.
 
     Budgets hold for each prompt. ``out`` names the run's folder (new or empty; a temporary one by default).
-    ``options``: verifier, model, steps, solver, guidance, shift, seed, rows, bf16, threads (see settings.Settings).
+    ``options``: world, verifier, model, steps, solver, guidance, shift, seed, rows, bf16, threads (see settings.Settings).
     Raises ConfigError for anything not understood, before a folder is made.
     """
     limits = {"nfe": nfe, "evals": evals, "verdicts": verdicts, "seconds": seconds}
@@ -144,7 +146,7 @@ def draw(
         "commit": conf.commit(),
         "versions": conf.versions(),
         "command": command,
-        "oracle": isinstance(rig.verifier, Checker),
+        "oracle": exact(rig.verifier),
         "weights": digests(s),
     }
     store = Store.create(folder, config)
@@ -228,7 +230,7 @@ def _repeat(s: Settings, folder: Path) -> str:
     for name, value in s.budget.items():
         if value is not None:
             words += [f"--{name}", str(value)]
-    for name in ("verifier", "model", "steps", "solver", "guidance", "shift", "seed", "rows", "threads"):
+    for name in ("world", "verifier", "model", "steps", "solver", "guidance", "shift", "seed", "rows", "threads"):
         words += [f"--{name}", str(getattr(s, name))]
     words += ["--bf16" if s.bf16 else "--no-bf16", "--out", str(folder) + "-again"]
     return shlex.join(words)

@@ -6,15 +6,16 @@ import argparse
 import errno
 import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from secondlook import __version__
 from secondlook.errors import ConfigError, SecondlookError, nearest
 
 # Read when torch loads: threads that wait for a busy core should sleep, not spin, or small batches crawl on a shared machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-COMMANDS = ("draw", "resume", "replay", "report", "sample", "train", "export", "prompts", "list")
+COMMANDS = ("draw", "resume", "replay", "report", "sample", "train", "import", "encode", "evaluate", "export", "prompts",
+            "list")  # fmt: skip
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,7 +61,10 @@ def parser() -> Parser:
     commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
 
     draw = commands.add_parser("draw", help="search for the best picture of a prompt, or of a file of them")
-    draw.add_argument("prompt", nargs="?", help="what to draw, in quotes")
+    draw.add_argument(
+        "prompt", nargs="?", help="what to draw, in quotes: a prompt, or a class where the world has classes"
+    )
+    draw.add_argument("--world", default="scenes", help="scenes (prompts), digits or glyphs (classes); default: scenes")
     draw.add_argument("--prompts", metavar="FILE", help="one prompt a line, or GenEval metadata (JSON lines)")
     draw.add_argument("--plan", default="random(n=20)", help="default: %(default)s; see `secondlook list plans`")
     draw.add_argument("--out", required=True, metavar="DIR", help="the run's folder, new or empty")
@@ -73,11 +77,7 @@ def parser() -> Parser:
     draw.add_argument("--verifier", default="learned", help="what guides: learned, oracle, or package.module:attribute")
     draw.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
-    sample = commands.add_parser("sample", help="plain samples of one prompt on a contact sheet, without search")
-    sample.add_argument("prompt")
-    sample.add_argument("--count", type=_number, default=16)
-    sample.add_argument("--out", required=True, metavar="FILE.png")
-    _sampling(sample)
+    _plain(commands.add_parser("sample", help="plain samples of a prompt or of classes, without search"))
 
     resume = commands.add_parser("resume", help="finish an interrupted run")
     resume.add_argument("dir", metavar="DIR")
@@ -98,27 +98,122 @@ def parser() -> Parser:
     listing = commands.add_parser("list", help="plans, verifiers, worlds, models or solvers")
     listing.add_argument("what")
     _training(commands.add_parser("train", help="train a world's model, verifier or judge"))
+    _importing(commands.add_parser("import", help="official SiT, REPA or DiT weights into this project's own file"))
+    _encoding(commands.add_parser("encode", help="a folder of pictures into latents, once, for training"))
+    _evaluating(commands.add_parser("evaluate", help="FID and other scores of sampled pictures"))
     return top
 
 
-def _sampling(p: argparse.ArgumentParser) -> None:
+def _sampling(p: argparse.ArgumentParser, classes: bool = False) -> None:
+    """No defaults here: they are the world's. classes: the options of plain samples, where those of classes differ."""
     from secondlook.registry import DEFAULTS
 
+    usual = {"model": "scenes", "solver": "euler", **DEFAULTS}
+    other = {"steps": " (classes: for about 250 evaluations)", "solver": " (classes: heun)", "guidance": " (classes: 1)",
+             "shift": " (classes: 1)"}  # fmt: skip
+    also = other if classes else {}
+
+    def option(flags: Sequence[str], kind: Callable[[str], Any], about: str) -> None:
+        name = flags[0][2:]
+        group.add_argument(*flags, type=kind, help=f"{about}default in scenes: {usual[name]}{also.get(name, '')}")
+
     group = p.add_argument_group("sampling")
-    group.add_argument("--model", default="scenes", help="a shipped model's name or a weights file (default: scenes)")
-    group.add_argument("--steps", type=_number, default=DEFAULTS["steps"], help="default: %(default)s")
-    group.add_argument("--solver", default="euler", help="default: euler; see `secondlook list solvers`")
-    group.add_argument("--guidance", type=_real, default=DEFAULTS["guidance"], help="1 is none; default: %(default)s")
-    group.add_argument("--shift", type=_real, default=DEFAULTS["shift"], help="time shift; default: %(default)s")
+    option(["--model"], str, "a shipped model's name or a weights file; ")
+    option(["--steps"], _number, "")
+    option(["--solver"], str, "see `secondlook list solvers`; ")
+    option(["--guidance", "--cfg"] if classes else ["--guidance"], _real, "1 is none; ")
+    option(["--shift"], _real, "time shift; ")
     group.add_argument("--seed", type=_number, default=0)
     group.add_argument("--rows", type=_number, help="micro-batch (default: chosen by the number of prompts)")
     group.add_argument("--threads", type=_number, help="CPU threads (default: all)")
-    group.add_argument("--bf16", action=argparse.BooleanOptionalAction, help="default: where the CPU has it")
+    group.add_argument(
+        "--bf16",
+        action=argparse.BooleanOptionalAction,
+        help="default: where the CPU has it" + (" (classes: no)" if classes else ""),
+    )
+
+
+def _plain(p: argparse.ArgumentParser) -> None:
+    p.add_argument("prompt", nargs="?", help="what to draw, in quotes; none for class-conditional models")
+    p.add_argument("--count", type=_number, default=16)
+    p.add_argument("--out", required=True, metavar="FILE", help="a contact sheet (.png); of classes also all pictures (.npz), resumed "
+                   "where it was stopped and shared by processes (torchrun)")  # fmt: skip
+    _sampling(p, classes=True)
+    group = p.add_argument_group("class-conditional models (--model or --world, and no prompt); times: 1 is data")
+    group.add_argument("--world", help="digits or glyphs: what decodes, and the shipped model where none is given")
+    group.add_argument("--class", dest="cls", metavar="CLASS", help="one class for all, by number or name")
+    group.add_argument("--labels", help="random (default for .npz), balanced (for .png) or a class")
+    group.add_argument("--vae", metavar="DIR", help="the autoencoder that decodes: a diffusers folder or hub id")
+    group.add_argument("--cfg-channels", metavar="N", help="how many channels guidance changes: all (default), or 3, as in the numbers of "
+                       "the SiT and DiT papers, whose latents have 4")  # fmt: skip
+    group.add_argument(
+        "--cfg-interval", type=_real, nargs=2, metavar=("LOW", "HIGH"), help="times in which to guide; default: all"
+    )
+    group.add_argument("--weak", metavar="WEIGHTS", help="guide by a weaker model of the same task (autoguidance)")
+    group.add_argument("--weak-scale", type=_real, help="default: 2")
+    group.add_argument("--interval", help="time intervals: paper (default) or official, the released code's")
+    group.add_argument("--eps", type=_real, help="distance kept from both ends of time (default: the interval's)")
+    group.add_argument(
+        "--last-step", type=_real, help="of sde and sde_heun, which --steps counts; 0 is none (default: 0.04)"
+    )
+    group.add_argument("--device", help="default: this process's GPU, or the CPU")
+    group.add_argument("--part", type=_number, help="pictures written at once (default: 256)")
+    group.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+
+def _importing(p: argparse.ArgumentParser) -> None:
+    p.add_argument("layout", metavar="LAYOUT", help="sit (SiT and REPA) or dit")
+    p.add_argument(
+        "file", metavar="FILE", help="safetensors, or a .pt of tensors alone or of the released training code"
+    )
+    p.add_argument("--out", required=True, metavar="DIR", help="weights.safetensors is written there")
+    p.add_argument("--weights", default="ema", help="of a training checkpoint: ema (default) or model")
+    p.add_argument(
+        "--narrow", action="store_true", help="drop the dead half of a SiT's 8-channel head; changes no prediction"
+    )
+    p.add_argument(
+        "--heads", type=_number, help="attention heads, where the size is no named one (default: width / 64)"
+    )
+    p.add_argument("--predicts", help="velocity (default), noise, logp_grad or data; dit: noise")
+    p.add_argument("--path", help="linear (default), gvp, vp; dit: discrete")
+    p.add_argument("--reversed-time", action=argparse.BooleanOptionalAction, default=None,
+                   help="whether the weights read 0 as data, as REPA's do (default: told by REPA's projectors)")  # fmt: skip
+    p.add_argument(
+        "--null", action=argparse.BooleanOptionalAction, default=True, help="whether the last label is the null class"
+    )
+
+
+def _encoding(p: argparse.ArgumentParser) -> None:
+    p.add_argument("folder", metavar="FOLDER", help="a folder for each class, or pictures alone")
+    p.add_argument("--vae", required=True, metavar="DIR", help="a diffusers autoencoder's folder or hub id")
+    p.add_argument("--size", type=_number, default=256, help="pixels, after a centre crop (default: %(default)s)")
+    p.add_argument("--out", required=True, metavar="DIR", help="name it again to go on")
+    p.add_argument(
+        "--mirrored", action=argparse.BooleanOptionalAction, default=True, help="also mirror images (default: yes)"
+    )
+    p.add_argument("--float32", action="store_true", help="twice the disk; default: float16")
+    p.add_argument("--part", type=_number, help="pictures in a file (default: 2048)")
+    p.add_argument("--device", help="default: this process's GPU, or the CPU")
+
+
+def _evaluating(p: argparse.ArgumentParser) -> None:
+    p.add_argument("samples", metavar="SAMPLES.npz", help="pictures, uint8 under arr_0")
+    p.add_argument("--reference", required=True, metavar="FILE.npz", help="pictures or statistics, as ADM's")
+    p.add_argument("--features", required=True, help="inception=FILE, digits or glyphs")
+    p.add_argument("--metrics", default="fid,sfid,is,pr,dc", help="of fid, sfid, is, pr (precision, recall), dc (density, "
+                   "coverage); default: all")  # fmt: skip
+    p.add_argument("--rows", type=_number, help="batch (default: 64)")
+    p.add_argument("--device", help="default: the GPU, or the CPU")
+    p.add_argument("--out", metavar="FILE.json", help="also write the scores there")
 
 
 def _training(p: argparse.ArgumentParser) -> None:
-    p.add_argument("world", help="scenes, digits, glyphs or folder:PATH; or WORLD-verifier, WORLD-judge, WORLD-features")
-    p.add_argument("--out", required=True, metavar="DIR", help="holds the state; the same command again goes on exactly")
+    p.add_argument(
+        "world", help="scenes, digits, glyphs or folder:PATH; or WORLD-verifier, WORLD-judge, WORLD-features"
+    )
+    p.add_argument(
+        "--out", required=True, metavar="DIR", help="holds the state; the same command again goes on exactly"
+    )
     p.add_argument("--steps", type=_number, help="defaults of all options depend on the world")
     p.add_argument("--batch", type=_number)
     p.add_argument("--seed", type=_number)
@@ -174,7 +269,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.path.append(os.getcwd())  # so that --plan mine:plan finds mine.py here, as with `python -m`
         from secondlook import commands
 
-        code: int = getattr(commands, args.command)(args, words)
+        code: int = getattr(commands, {"import": "import_weights"}.get(args.command, args.command))(args, words)
         sys.stdout.flush()
         return code
     except SecondlookError as error:

@@ -31,10 +31,10 @@ def draw(args: Args, words: Sequence[str]) -> int:
         raise ConfigError(
             'Give either one prompt in quotes or --prompts FILE, e.g. secondlook draw "a red circle" --out DIR.'
         )
-    prompts = [args.prompt] if args.prompts is None else read_prompts(Path(args.prompts))
+    prompts = [args.prompt] if args.prompts is None else read_prompts(Path(args.prompts), args.world)
     out = Path(args.out)
     limits = {k: getattr(args, k) for k in ("nfe", "evals", "verdicts", "seconds")}
-    options = {k: getattr(args, k) for k in (*_SAMPLING, "verifier")}
+    options = {k: v for k in (*_SAMPLING, "verifier", "world") if (v := getattr(args, k)) is not None}
     progress = None if args.quiet else Progress(len(prompts))
     with interruptible(out):
         found = api.draw(prompts, args.plan, out, **limits, progress=progress, command=_again(words), **options)
@@ -104,18 +104,43 @@ def report(args: Args, words: Sequence[str]) -> int:
 
 
 def sample(args: Args, words: Sequence[str]) -> int:
+    from secondlook import class_commands
     from secondlook.sampling import contact_sheet, plain_samples
     from secondlook.settings import Settings
 
+    if args.prompt is None:
+        return class_commands.sample(args)
+    misplaced = [o for o in class_commands.CLASS_ONLY if getattr(args, o) is not None]
+    if misplaced:
+        flag = misplaced[0].replace("cls", "class").replace("_", "-")
+        raise ConfigError(f"--{flag} is for class-conditional models, which take no prompt; leave one of the two out.")
     if args.count < 1:
         raise ConfigError(f"--count must be at least 1; got {args.count}.")
     out = Path(args.out)
     if out.suffix.lower() != ".png" or not out.resolve().parent.is_dir():
         raise ConfigError(f'--out wants a .png file in an existing folder; got "{out}".')
-    s = Settings([args.prompt], **{k: getattr(args, k) for k in _SAMPLING}).fill()
+    s = Settings([args.prompt], **{k: v for k in _SAMPLING if (v := getattr(args, k)) is not None}).fill()
     contact_sheet(plain_samples(s, args.count), args.prompt).save(out)
     print(out)
     return 0
+
+
+def import_weights(args: Args, words: Sequence[str]) -> int:
+    from secondlook import class_commands
+
+    return class_commands.import_weights(args)
+
+
+def encode(args: Args, words: Sequence[str]) -> int:
+    from secondlook import class_commands
+
+    return class_commands.encode(args)
+
+
+def evaluate(args: Args, words: Sequence[str]) -> int:
+    from secondlook import class_commands
+
+    return class_commands.evaluate(args)
 
 
 def export(args: Args, words: Sequence[str]) -> int:
@@ -186,7 +211,7 @@ def train(args: Args, words: Sequence[str]) -> int:
     return run(args)
 
 
-def read_prompts(path: Path) -> builtins.list[str]:
+def read_prompts(path: Path, world: str = "scenes") -> builtins.list[str]:
     """The prompts of a file: one a line, or GenEval JSON lines; ConfigError with the line's number."""
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # newlines of every system are read as one
@@ -199,7 +224,7 @@ def read_prompts(path: Path) -> builtins.list[str]:
         if not line.strip():
             continue
         try:
-            found.append(_prompt_of(line))
+            found.append(_prompt_of(line) if world == "scenes" else line.strip())
         except ConfigError as error:
             raise ConfigError(f"{path}, line {number}: {error}") from None
     if not found:

@@ -57,7 +57,9 @@ def encode(job: Encoding, device: str | None = None) -> int:
         "mirrored": job.mirrored, "dtype": "float32" if job.whole else "float16", "per part": job.per,
     }  # fmt: skip
     # whole and finished: a damaged part may be deleted and made again
-    parts = Parts(job.out, settings, -(-len(data) // job.per), lambda: (job.out / INDEX).exists() and not parts.missing())
+    parts = Parts(
+        job.out, settings, -(-len(data) // job.per), lambda: (job.out / INDEX).exists() and not parts.missing()
+    )
     todo = parts.begin(team)
     for done, number in enumerate(todo):
         _write_part(parts, number, data, vae, job)

@@ -9,6 +9,8 @@ Guidance is on all channels unless told otherwise; the paper's own numbers guide
 from __future__ import annotations
 
 import hashlib
+import importlib
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,19 +19,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 import secondlook
-from secondlook.adaptive import Dopri5
 from secondlook.adapters.vae import VAE, load_vae, to_bytes
+from secondlook.adaptive import Dopri5
 from secondlook.config import bind, parse_call
-from secondlook.ddpm import Ancestral, Discrete, Indexed, respaced
+from secondlook.ddpm import Discrete, Indexed, respaced
 from secondlook.errors import ConfigError, SecondlookError, nearest
 from secondlook.flow import AutoGuidance, ClassifierFree, Flow, Guide, Plain
 from secondlook.grid import spread
 from secondlook.interval import LAST_STEP, PRESETS, interval
 from secondlook.models.checkpoint import locate
-from secondlook.models.official import load_sit
+from secondlook.models.official import is_own, load_sit
 from secondlook.models.sit import Labels, SiT
 from secondlook.noise import Key, integers, normal, uniform
 from secondlook.path import PATHS
@@ -40,7 +43,12 @@ from secondlook.solve import Solver, integrate
 from secondlook.types import State
 
 WORLDS = {"digits": "secondlook.worlds.digits:Digits", "glyphs": "secondlook.worlds.glyphs:Glyphs"}
-STEPS = {"euler": 250, "heun": 125, "rk4": 63, "dopri5": 1}  # others: 250; about 250 evaluations a sample, the paper's cost
+STEPS = {
+    "euler": 250,
+    "heun": 125,
+    "rk4": 63,
+    "dopri5": 1,
+}  # others: 250; about 250 evaluations a sample, the paper's cost
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,9 @@ class Asked:
         if not 0 < self.shift <= 1e3:
             raise ConfigError(f"--shift must be above 0 and at most 1000; got {self.shift}.")
         if self.when is not None and not 0 <= self.when[0] < self.when[1] <= 1:
-            raise ConfigError(f"--cfg-interval wants two times, 0 <= LOW < HIGH <= 1 (1 is data); got {self.when[0]} {self.when[1]}.")
+            raise ConfigError(
+                f"--cfg-interval wants two times, 0 <= LOW < HIGH <= 1 (1 is data); got {self.when[0]} {self.when[1]}."
+            )
         if self.last_step is not None and not 0 <= self.last_step < 1:
             raise ConfigError(f"--last-step must be from 0 (none) to below 1; got {self.last_step}.")
         if self.eps is not None and not 0 <= self.eps < 0.5:
@@ -110,8 +120,25 @@ def find(model: str) -> File:
     files = sorted(folder.glob("*.safetensors"))
     chosen = [f for f in files if f.name == "weights.safetensors"] or files
     if len(chosen) != 1:
-        raise ConfigError(f'The folder "{model}" holds {len(chosen)} weights files (*.safetensors); name the one you mean.')
+        raise ConfigError(
+            f'The folder "{model}" holds {len(chosen)} weights files (*.safetensors); name the one you mean.'
+        )
     return chosen[0]
+
+
+def world_in(model: str, file: File) -> str | None:
+    """The world that a model was trained in, where its name or its file says one."""
+    if model in WORLDS:
+        return model
+    if not is_own(file):
+        return None
+    with safe_open(file, "pt") as opened:
+        try:
+            facts = json.loads((opened.metadata() or {}).get("facts", "{}"))
+        except ValueError:
+            return None
+    world = facts.get("world") if isinstance(facts, dict) else None
+    return world if world in WORLDS else None
 
 
 def sha256(file: File) -> str:
@@ -137,7 +164,9 @@ class Sampler:
         self.solver = make_named("solver", self.asked.solver)
         self.discrete = self.network.config.path == "discrete"
         if not self.discrete and self.network.config.path not in PATHS:
-            raise ConfigError(f'The model\'s path "{self.network.config.path}" is unknown; {nearest(self.network.config.path, PATHS)}')
+            raise ConfigError(
+                f'The model\'s path "{self.network.config.path}" is unknown; {nearest(self.network.config.path, PATHS)}'
+            )
         self.path = Discrete() if self.discrete else PATHS[self.network.config.path]()
         self._refuse_misfits()
         self.times = self._times()
@@ -146,18 +175,26 @@ class Sampler:
     def _refuse_misfits(self) -> None:
         c, a = self.network.config, self.asked
         if a.guidance != 1.0 and not c.null:
-            raise ConfigError("This model was trained without a null class, so it cannot be guided; use --cfg 1, or --weak.")
+            raise ConfigError(
+                "This model was trained without a null class, so it cannot be guided; use --cfg 1, or --weak."
+            )
         if a.channels is not None and a.channels > c.channels:
             raise ConfigError(f"--cfg-channels must be at most {c.channels}, this model's; got {a.channels}.")
         if self.weak is not None:
             w = self.weak.config
             for name in ("side", "channels", "classes", "path", "predicts"):
                 if getattr(w, name) != getattr(c, name):
-                    raise ConfigError(f"--weak wants a model of the same task: its {name} is {getattr(w, name)}, not {getattr(c, name)}.")
+                    raise ConfigError(
+                        f"--weak wants a model of the same task: its {name} is {getattr(w, name)}, not {getattr(c, name)}."
+                    )
         if self.vae is not None and self.vae.channels != c.channels:
-            raise ConfigError(f"The autoencoder's latents have {self.vae.channels} channels, the model's {c.channels}; give its own.")
+            raise ConfigError(
+                f"The autoencoder's latents have {self.vae.channels} channels, the model's {c.channels}; give its own."
+            )
         if self.vae is None and self.asked.world is None and c.channels not in (1, 3):
-            raise ConfigError(f"This model samples latents of {c.channels} channels: give the autoencoder that decodes them, --vae DIR.")
+            raise ConfigError(
+                f"This model samples latents of {c.channels} channels: give the autoencoder that decodes them, --vae DIR."
+            )
 
     def _times(self) -> tuple[float, ...]:
         """The grid; its number of steps counts an SDE's last one."""
@@ -271,7 +308,9 @@ def labels_of(asked: Asked, classes: int) -> np.ndarray:
         return (uniform(root, asked.count) * classes).astype(np.int64)
     if asked.labels == "balanced":
         rounds = range(math.ceil(asked.count / classes))
-        return np.concatenate([np.argsort(integers(root.child(r), classes), kind="stable") for r in rounds])[: asked.count]
+        return np.concatenate([np.argsort(integers(root.child(r), classes), kind="stable") for r in rounds])[
+            : asked.count
+        ]
     return np.full(asked.count, class_of(asked, classes), np.int64)
 
 
@@ -281,13 +320,15 @@ def class_of(asked: Asked, classes: int) -> int:
         return names.index(asked.labels)
     if not (asked.labels.isdecimal() and int(asked.labels) < classes):
         more = f"; {nearest(asked.labels, names)}" if names else "."
-        raise ConfigError(f'Labels are "random", "balanced" or a class from 0 to {classes - 1}; got "{asked.labels}"{more}')
+        raise ConfigError(
+            f'Labels are "random", "balanced" or a class from 0 to {classes - 1}; got "{asked.labels}"{more}'
+        )
     return int(asked.labels)
 
 
 def world_of(name: str) -> Any:
     module, attr = WORLDS[name].split(":")
-    return getattr(__import__(module, fromlist=[attr]), attr)()
+    return getattr(importlib.import_module(module), attr)()
 
 
 def build(asked: Asked, device: torch.device, rows: int | None = None) -> Sampler:
@@ -296,11 +337,14 @@ def build(asked: Asked, device: torch.device, rows: int | None = None) -> Sample
     files = {"model": find(asked.model), **({"weak": find(asked.weak)} if asked.weak else {})}
     networks = {name: load_sit(file).to(device) for name, file in files.items()}
     digests = {name: sha256(file) for name, file in files.items()}
-    vae, decode = None, to_bytes
+    vae: VAE | None = None
+    decode: Callable[[Tensor], Tensor] = to_bytes
     if asked.world is not None:
         world = world_of(asked.world)
         if tuple(world.shape) != networks["model"].shape:
-            raise ConfigError(f'The world "{asked.world}" has samples {list(world.shape)}, the model {list(networks["model"].shape)}.')
+            raise ConfigError(
+                f'The world "{asked.world}" has samples {list(world.shape)}, the model {list(networks["model"].shape)}.'
+            )
         decode = world.decode
     elif asked.vae is not None:
         vae = load_vae(asked.vae, device)

@@ -54,9 +54,11 @@ class Team:
         try:
             found = torch.device(asked)
             torch.empty(0, device=found)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
+        except (RuntimeError, AssertionError) as error:
             reason = " ".join(str(error).split())[:120]
-            raise ConfigError(f'The device "{asked}" cannot be used here ({reason}); leave the option out, or write cpu.') from None
+            raise ConfigError(
+                f'The device "{asked}" cannot be used here ({reason}); leave the option out, or write cpu.'
+            ) from None
         return found
 
 
@@ -77,7 +79,9 @@ class Parts:
         file, plain = self.folder / "settings.json", json.loads(json.dumps(self.settings))
         if team.first and not file.exists():
             if self.folder.exists() and any(self.folder.iterdir()):
-                raise ConfigError(f'The folder "{self.folder}" is not empty and holds no settings.json; choose another --out.')
+                raise ConfigError(
+                    f'The folder "{self.folder}" is not empty and holds no settings.json; choose another --out.'
+                )
             self.folder.mkdir(parents=True, exist_ok=True)
             write_whole(file, json.dumps(plain, indent=1).encode())
         elif not self._appears(file):
@@ -99,7 +103,9 @@ class Parts:
             if self.finished():
                 return False
             if time.monotonic() - start > PATIENCE:
-                raise SecondlookError(f"The first process has made no {file} in {PATIENCE:.0f} seconds; see what it says.")
+                raise SecondlookError(
+                    f"The first process has made no {file} in {PATIENCE:.0f} seconds; see what it says."
+                )
             time.sleep(0.1)
         return True
 

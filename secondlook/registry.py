@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from secondlook.errors import ConfigError, nearest
@@ -30,9 +31,13 @@ VERIFIERS = {
 }
 WORLDS = {
     "scenes": "secondlook.worlds.scenes.world:Scenes",
+    "digits": "secondlook.worlds.digits:Digits",
+    "glyphs": "secondlook.worlds.glyphs:Glyphs",
     "mixture": "secondlook.worlds.mixture:Mixture",
 }
-MODELS = {"scenes": "scenes-base.safetensors"}
+_DATA = Path(__file__).parent / "data"
+MODELS = {"scenes": "scenes-base.safetensors",
+          **{n: f"{n}-base.safetensors" for n in ("digits", "glyphs") if (_DATA / f"{n}-base.safetensors").is_file()}}  # fmt: skip
 ABOUT = {
     "random": "best of n fresh noises (2501.09732)",
     "zero_order": "local search around a pivot noise (2501.09732)",
@@ -49,10 +54,21 @@ ABOUT = {
     "judge": "the shipped second network, of the same kind: judges what others guided",
     "oracle": "the world's exact checker; as a guide it gives an upper bound, and is labelled so",
     "scenes": "text-to-image: coloured shapes, counts and relations, 64 x 64",
+    "digits": "classes 0 to 9: handwritten digits, 8 x 8, real data; a stand-in for ImageNet",
+    "glyphs": "32 classes: one coloured shape, 32 x 32, unlimited data; a stand-in for ImageNet",
     "mixture": "an exact Gaussian mixture, for tests",
 }
-ABOUT_MODELS = {"scenes": "the shipped text-to-image transformer of the Scenes world"}
+ABOUT_MODELS = {
+    "scenes": "the shipped text-to-image transformer of the Scenes world",
+    "digits": "the shipped class-conditional transformer of the Digits world",
+    "glyphs": "the shipped class-conditional transformer of the Glyphs world",
+}
 DEFAULTS: dict[str, Any] = {"steps": 20, "guidance": 2.5, "shift": 3.0}  # chosen on scenes-dev: docs/results/sweep.md
+WORLD_DEFAULTS: dict[str, dict[str, Any]] = {
+    "scenes": DEFAULTS,
+    "digits": {"steps": 20, "guidance": 1.5, "shift": 1.0},
+    "glyphs": {"steps": 20, "guidance": 1.5, "shift": 2.0},
+}
 TABLES = {"plan": PLANS, "solver": SOLVERS, "verifier": VERIFIERS, "world": WORLDS}
 
 

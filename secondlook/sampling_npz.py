@@ -24,6 +24,7 @@ from secondlook.errors import ConfigError, DamagedError
 from secondlook.parts import Parts, Team, refuse_other, write_array, write_whole
 
 PER_PART = 256
+ALONE = Team()
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # of zip files: no file depends on when it was made
 
 
@@ -50,17 +51,17 @@ def produce(
     out: Path,
     settings: Mapping[str, Any],
     labels: np.ndarray,
-    prepare: Callable[[], Draw],
+    draw: Draw,
     *,
     per: int = PER_PART,
-    team: Team = Team(),
+    team: Team = ALONE,
     quiet: bool = False,
 ) -> dict[str, Any] | None:
     """Make ``out`` or finish it, sharing the parts with the other processes of ``team``; returns the facts in
     ``FILE.npz.json``, None in all processes but the first.
 
-    settings: plain values that decide the pictures. labels: int64 [count]. prepare: gives what draws samples; not called
-    where nothing is missing. ConfigError where ``out`` or its parts were made with other settings.
+    settings: plain values that decide the pictures. labels: int64 [count]. ConfigError where ``out`` or its parts were made
+    with other settings.
     """
     if per < 1:
         raise ConfigError(f"A part wants at least one picture; got {per}.")
@@ -71,10 +72,8 @@ def produce(
     folder = out.with_name(out.name + ".parts")
     parts = Parts(folder, plain, -(-len(labels) // per), facts_of(out).exists)
     todo = parts.begin(team)
-    draw = prepare() if todo else None
     start = time.monotonic()
     for i, number in enumerate(todo):
-        assert draw is not None
         pictures, spent = draw(range(number * per, min((number + 1) * per, len(labels))))
         write_whole(_cost(parts, number), json.dumps([spent.nfe, spent.passes]).encode())
         write_array(parts.path(number), pictures)
@@ -99,7 +98,9 @@ def _finished(out: Path, plain: dict[str, Any]) -> dict[str, Any] | None:
         facts: dict[str, Any] = json.loads(facts_of(out).read_text())
         had = facts["settings"]
     except (ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"{facts_of(out)} cannot be read ({error}); delete it and {out.name} to make them anew.") from None
+        raise DamagedError(
+            f"{facts_of(out)} cannot be read ({error}); delete it and {out.name} to make them anew."
+        ) from None
     if not out.exists():
         raise DamagedError(f"{facts_of(out)} is there, but {out.name} is not; delete it to make both anew.")
     refuse_other(out, had, plain)
@@ -121,7 +122,11 @@ def _assemble(out: Path, parts: Parts, labels: np.ndarray, plain: dict[str, Any]
     except OSError:
         whole.unlink(missing_ok=True)
         raise
-    facts = {"settings": plain, "nfe per sample": spent.nfe / len(labels), "network passes per sample": spent.passes / len(labels)}
+    facts = {
+        "settings": plain,
+        "nfe per sample": spent.nfe / len(labels),
+        "network passes per sample": spent.passes / len(labels),
+    }
     write_whole(facts_of(out), json.dumps(facts, indent=1).encode())
     shutil.rmtree(parts.folder, ignore_errors=True)
     return facts

@@ -15,24 +15,25 @@ import torch
 import secondlook
 from secondlook.config import Call, bind, parse_call
 from secondlook.engine.ledger import Budget
-from secondlook.errors import ConfigError
-from secondlook.registry import DEFAULTS, MODELS, resolve
+from secondlook.errors import ConfigError, nearest
+from secondlook.registry import MODELS, WORLD_DEFAULTS, resolve
 
 DEFAULT_SAMPLES = 20  # what an endless plan without a budget may spend, in plain samples
 
 
 @dataclass
 class Settings:
-    """What a run does. ``rows``, ``bf16`` and ``threads`` decide the last bits of a picture, so they are kept too."""
+    """What a run does. ``rows``, ``bf16`` and ``threads`` decide the last bits of a picture, so they are kept too. Model,
+    steps, guidance and shift are the world's own where they are not said (registry.WORLD_DEFAULTS)."""
 
     prompts: list[str]
     plan: str = "random(n=20)"
     verifier: str = "learned"
-    model: str = "scenes"
-    steps: int = DEFAULTS["steps"]
+    model: str = None  # type: ignore[assignment]
+    steps: int = None  # type: ignore[assignment]
     solver: str = "euler"
-    guidance: float = DEFAULTS["guidance"]
-    shift: float = DEFAULTS["shift"]
+    guidance: float = None  # type: ignore[assignment]
+    shift: float = None  # type: ignore[assignment]
     seed: int = 0
     budget: dict[str, float | None] = field(default_factory=dict)
     rows: int | None = None
@@ -43,6 +44,11 @@ class Settings:
     def __post_init__(self) -> None:
         if not self.prompts:
             raise ConfigError("There is no prompt. Give one in quotes, or a file of them with --prompts.")
+        if self.world not in WORLD_DEFAULTS:
+            raise ConfigError(f'There is no world "{self.world}" to draw in; {nearest(self.world, WORLD_DEFAULTS)}')
+        for name, value in (("model", self.world), *WORLD_DEFAULTS[self.world].items()):
+            if getattr(self, name) is None:
+                setattr(self, name, value)
         for name, least, most in (("steps", 1, 10_000), ("rows", 1, 4096), ("threads", 1, 1024), ("seed", 0, 2**63)):
             value = getattr(self, name)
             if value is not None and not least <= value <= most:

@@ -54,21 +54,21 @@ def carried(path: Path, x: Tensor, t: float, t_next: float) -> Tensor:
 @each_path
 def test_steps_are_of_the_fifth_order_and_know_their_error_to_the_fifth(path: Path) -> None:
     """One step of size h misses the exact flow by O(h^6), and its own estimate of the fourth-order error by O(h^5)."""
-    flow, state = flow_on(path, world=ONE), exact_state(path, 0.4, 8, ONE)
+    flow, state = flow_on(path, world=ONE), exact_state(path, 0.2, 8, ONE)
     misses, guesses = [], []
-    for h in (0.2, 0.1, 0.05):
+    for h in (0.08, 0.04, 0.02):
         slope = flow.estimate(state.x, state.t, None).velocity
         new, error, _, _ = Dopri5()._attempt(flow, state.x, state.t, at(h, state), slope, None)
-        misses.append(float((new - carried(path, state.x, 0.4, 0.4 + h)).norm()))
+        misses.append(float((new - carried(path, state.x, 0.2, 0.2 + h)).norm()))
         guesses.append(float(error.norm()))
     for values, order in ((misses, 6), (guesses, 5)):
         for coarse, fine in pairwise(values):
-            assert math.log2(coarse / fine) == pytest.approx(order, abs=0.6)
+            assert math.log2(coarse / fine) == pytest.approx(order, abs=0.5)
 
 
 @each_path
 def test_the_error_is_that_of_the_tolerance(path: Path) -> None:
-    """A tolerance ten times smaller gives about as much less of an error, for about 10^(1/5) as many steps."""
+    """A tolerance ten times smaller gives about as much less of an error, for at most 10^(1/5) times the steps."""
     flow, state = flow_on(path, world=ONE), exact_state(path, 0.0, 8, ONE)
     want, errors, steps = carried(path, state.x, 0.0, 0.95), [], []
     for tol in (1e-4, 1e-6, 1e-8):
@@ -77,7 +77,7 @@ def test_the_error_is_that_of_the_tolerance(path: Path) -> None:
         steps.append(float(end.step.double().mean()))
         assert errors[-1] < 10 * tol
     assert errors[0] > 30 * errors[1] > 900 * errors[2]
-    assert 1.5 < math.log2(steps[2] / steps[1]) * 5 / math.log2(100) * 2 < 2.6
+    assert 1.3 < steps[2] / steps[1] < 1.2 * 100 ** (1 / 5)
 
 
 @each_path
@@ -150,7 +150,7 @@ def test_purity() -> None:
 
 
 @pytest.mark.parametrize(
-    ("solver", "steps", "error"), [(Dopri5(1e-7, 1e-7), 1, 1e-5), (RK4(), 80, 1e-5), (Heun(), 200, 3e-3)],
+    ("solver", "steps", "error"), [(Dopri5(1e-7, 1e-7), 1, 1e-5), (RK4(), 50, 1e-4), (Heun(), 80, 2e-2)],
     ids=["dopri5", "rk4", "heun"],
 )  # fmt: skip
 @each_path

@@ -18,6 +18,7 @@ from secondlook.engine.record import Record
 from secondlook.engine.store import Store
 from secondlook.models.text import TextSiT
 from secondlook.registry import MODELS, PLANS, SOLVERS, VERIFIERS, WORLDS
+from secondlook.verify import builtin
 from secondlook.worlds.scenes.prompts import SETS, prompt_set
 from tests.helpers import Redness, essence
 
@@ -53,7 +54,7 @@ class Shell:
 
 @pytest.fixture
 def shell(capsys: pytest.CaptureFixture[str], weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
-    monkeypatch.setattr(api, "judge", Redness)
+    monkeypatch.setattr(builtin, "judge", Redness)
     return Shell(capsys, weights, tmp_path)
 
 

@@ -79,10 +79,10 @@ def test_vps_error_under_the_standard_normal_is_the_priors_alone() -> None:
 @each_path
 def test_probes_agree_with_the_closed_form_within_their_error(path: Path, probe: Any) -> None:
     got = log_prob(
-        flow_on(path), DATA, keys=MATES, probes=64, probe=probe, solver="rk4", steps=15, prior=own_prior(path)
+        flow_on(path), DATA, keys=MATES, probes=48, probe=probe, solver="rk4", steps=10, prior=own_prior(path)
     )
     assert (got.error > 0).all()
-    assert ((got.log_prob - WANT).abs() < 4 * got.error + 5e-3).all()
+    assert ((got.log_prob - WANT).abs() < 4 * got.error + 1e-2).all()
 
 
 @pytest.mark.parametrize(("solver", "order"), [("heun", 2), (RK4(), 4)], ids=["heun", "rk4"])
@@ -97,7 +97,7 @@ def test_fixed_steps_converge_at_their_order(solver: Any, order: int) -> None:
 
 def test_one_probe_has_no_error_and_more_have_less() -> None:
     one, few, many = (
-        log_prob(flow_on(GVP()), DATA, keys=MATES, probes=n, solver="heun", steps=10) for n in (1, 16, 256)
+        log_prob(flow_on(GVP()), DATA, keys=MATES, probes=n, solver="heun", steps=5) for n in (1, 16, 256)
     )
     assert one.error.isnan().all()
     assert float((few.error / many.error).log2().mean()) == pytest.approx(2, abs=0.8)

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from secondlook import api, cli
+from secondlook import cli
 from secondlook.engine.record import Record
 from secondlook.engine.store import LOG, Event, Store
+from secondlook.verify import builtin
 from tests.helpers import Redness, essence, spent
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
@@ -26,7 +27,7 @@ KILLS = 12  # of each run
 
 @pytest.fixture(autouse=True)
 def _light_judge(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "judge", Redness)
+    monkeypatch.setattr(builtin, "judge", Redness)
 
 
 def _child(words: list[str], log: Path) -> None:

@@ -20,6 +20,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from secondlook.errors import ConfigError, DamagedError
 from secondlook.models.checkpoint import fill, read_config
@@ -170,7 +171,7 @@ def from_state_dict(
     kept = {k: v.float() for k, v in state.items() if not k.startswith(_LEFT_OUT)}
     if narrow:
         kept = narrowed(kept, form)
-    network = _unfilled(made)
+    network = unfilled(made)
     _refuse_misfits(network.state_dict(), kept)
     network.load_state_dict(kept)
     return network
@@ -190,11 +191,20 @@ def _refuse_misfits(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -
             raise ConfigError(f'The weights "{key}" hold numbers that are not finite; fetch or save the file anew.')
 
 
-def _unfilled(config: SiTConfig) -> SiT:
-    """A network whose tensors are still to be loaded, all of them: drawing 675 million numbers first takes seconds."""
-    with torch.device("meta"):
-        network = SiT(config)
-    return network.to_empty(device="cpu")
+class _Undrawn(TorchFunctionMode):
+    """Leaves out the drawing of random numbers in place."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.uniform_, Tensor.normal_):
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+def unfilled(config: SiTConfig) -> SiT:
+    """A network whose tensors are still to be loaded, all of them: drawing 675 million numbers first would take seconds, and
+    so does what torch imports for its meta device."""
+    with _Undrawn():
+        return SiT(config)
 
 
 def narrowed(state: dict[str, Tensor], form: Layout) -> dict[str, Tensor]:
@@ -225,7 +235,7 @@ def load_sit(path: Path) -> SiT:
     if kind != "sit":
         raise ConfigError(f'The weights {path} hold a "{kind}"; a class-conditional "sit" was wanted.')
     try:
-        network = _unfilled(SiTConfig(**config))
+        network = unfilled(SiTConfig(**config))
     except TypeError as error:
         raise DamagedError(f"The weights {path} describe no network this release knows ({error}).") from None
     fill(network, path)

@@ -48,7 +48,7 @@ from secondlook.worlds.digits import Digits
 from secondlook.worlds.glyphs import Glyphs, seen
 
 ROLES = ("verifier", "judge", "features")
-BROKEN = 0.5  # share of a batch that is broken or degraded, where the network learns to reject
+BROKEN = {"digits": 0.25, "glyphs": 0.5}  # share of a batch, where the network learns to reject
 BINS = 15  # of confidence, in the calibration error
 HELD_OUT = 1_000_003  # seed of what the networks are evaluated on
 
@@ -66,10 +66,10 @@ class Recipe:
 
 RECIPES = {
     ("digits", "verifier"): Recipe("conv", 24, 2000, 96),
-    ("digits", "judge"): Recipe("tokens", 48, 1500, 96),
+    ("digits", "judge"): Recipe("tokens", 48, 2400, 96),
     ("digits", "features"): Recipe("flat", 24, 2500, 96),
     ("glyphs", "verifier"): Recipe("conv", 24, 1200, 96),
-    ("glyphs", "judge"): Recipe("tokens", 48, 900, 96),
+    ("glyphs", "judge"): Recipe("tokens", 48, 800, 96),
     ("glyphs", "features"): Recipe("flat", 16, 1200, 128),
 }
 
@@ -85,8 +85,8 @@ def half(which: int | None) -> tuple[Tensor, Tensor]:
 
 
 def digit_batch(data: tuple[Tensor, Tensor], count: int, rejects: bool, g: Generator) -> tuple[Tensor, Tensor]:
-    """x and targets of a step: lightly changed digits and, for a network that rejects, as many broken ones."""
-    broken = round(count * BROKEN) if rejects else 0
+    """x and targets of a step: lightly changed digits and, for a network that rejects, broken ones."""
+    broken = round(count * BROKEN["digits"]) if rejects else 0
     chosen = torch.randint(len(data[1]), (count,), generator=g)
     x, labels = data[0][chosen], data[1][chosen]
     x = degrade.light_digits(x, g)
@@ -97,9 +97,8 @@ def digit_batch(data: tuple[Tensor, Tensor], count: int, rejects: bool, g: Gener
 
 
 def glyph_batch(count: int, rejects: bool, g: Generator) -> tuple[Tensor, Tensor]:
-    """x and targets of a step: fresh glyphs and, for a network that rejects, as many degraded ones, named by the
-    checker."""
-    few = round(count * BROKEN) if rejects else 0
+    """x and targets of a step: fresh glyphs and, for a network that rejects, degraded ones, named by the checker."""
+    few = round(count * BROKEN["glyphs"]) if rejects else 0
     pictures, labels = degrade.light_glyphs(count - few, g)
     if few:
         more, _, found = degrade.degraded_glyphs(few, g)

@@ -103,7 +103,9 @@ class Images:
             with Image.open(self.files[number]) as image:
                 return prepared(image, self.size)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DamagedError(f'The picture "{self.files[number]}" cannot be decoded ({error}); replace or remove it.') from None
+            raise DamagedError(
+                f'The picture "{self.files[number]}" cannot be decoded ({error}); replace or remove it.'
+            ) from None
 
     def batch(self, seed: int, step: int, count: int) -> tuple[Tensor, Tensor]:
         """x float32 [count, 3, size, size] in [-1, 1] and labels int64 [count] of one training step."""
@@ -171,7 +173,12 @@ class Latents:
         a = self.about
         try:
             self.names = tuple(a["names"])
-            self.scale, self.shift, self.size, self.per = float(a["scale"]), float(a["shift"]), int(a["size"]), int(a["per part"])
+            self.scale, self.shift, self.size, self.per = (
+                float(a["scale"]),
+                float(a["shift"]),
+                int(a["size"]),
+                int(a["per part"]),
+            )
             self.shape = (int(a["shape"][0]), int(a["shape"][1]), int(a["shape"][2]))
             self.mirrored, count = bool(a["mirrored"]), int(a["count"])
             labels = np.load(self.path / "labels.npy")
@@ -181,7 +188,9 @@ class Latents:
         self.labels = torch.from_numpy(labels.astype(np.int64))
         self._parts = [self._part(i, count) for i in range(-(-count // self.per))]
         if len(self.labels) != count:
-            raise DamagedError(f"The latents in {self.path} are {count}, their labels {len(self.labels)}; encode them anew.")
+            raise DamagedError(
+                f"The latents in {self.path} are {count}, their labels {len(self.labels)}; encode them anew."
+            )
 
     def _part(self, number: int, count: int) -> np.ndarray:
         """A part, mapped and not read: [n, 1 or 2 (mirrored), 2 (mean, std), *shape]."""
@@ -189,9 +198,13 @@ class Latents:
         try:
             part: np.ndarray = np.load(file, mmap_mode="r")
         except (OSError, ValueError) as error:
-            raise DamagedError(f"The latents {file} cannot be read ({error}); delete that file and encode again.") from None
+            raise DamagedError(
+                f"The latents {file} cannot be read ({error}); delete that file and encode again."
+            ) from None
         if part.shape != (rows, 1 + self.mirrored, 2, *self.shape):
-            raise DamagedError(f"The latents {file} have the shape {list(part.shape)}; delete that file and encode again.")
+            raise DamagedError(
+                f"The latents {file} have the shape {list(part.shape)}; delete that file and encode again."
+            )
         return part
 
     def __len__(self) -> int:
@@ -199,7 +212,9 @@ class Latents:
 
     def moments(self, index: np.ndarray, mirrored: np.ndarray) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation, each float32 [B, *shape], of pictures ``index`` [B] or their mirror images."""
-        found = np.stack([self._parts[i // self.per][i % self.per, int(m)] for i, m in zip(index, mirrored, strict=True)])
+        found = np.stack(
+            [self._parts[i // self.per][i % self.per, int(m)] for i, m in zip(index, mirrored, strict=True)]
+        )
         mean, std = torch.from_numpy(found.astype(np.float32)).unbind(1)
         return mean, std
 
@@ -217,7 +232,9 @@ def _read_index(path: Path) -> dict[str, Any]:
     if not (path / INDEX).is_file():
         if (path / "settings.json").is_file():
             raise ConfigError(f'The latents in "{path}" are not finished; run the same `secondlook encode` again.')
-        raise ConfigError(f'The folder "{path}" holds no latents; make them with `secondlook encode FOLDER --vae DIR --out DIR`.')
+        raise ConfigError(
+            f'The folder "{path}" holds no latents; make them with `secondlook encode FOLDER --vae DIR --out DIR`.'
+        )
     try:
         found: dict[str, Any] = json.loads((path / INDEX).read_text())
         return found
@@ -232,7 +249,9 @@ def open_data(path: str | Path, size: int | None = None) -> Images | Latents:
     if (folder / INDEX).is_file() or (folder / "settings.json").is_file():
         data = Latents(folder)
         if size not in (None, data.size):
-            raise ConfigError(f'The latents in "{folder}" are of pictures of {data.size} pixels, not {size}; encode anew for others.')
+            raise ConfigError(
+                f'The latents in "{folder}" are of pictures of {data.size} pixels, not {size}; encode anew for others.'
+            )
         return data
     if size is None:
         raise ConfigError(f'Pictures from the folder "{folder}" want a size in pixels, such as 256.')
