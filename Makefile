@@ -1,9 +1,10 @@
-# make setup | demo | test | check | bench-scenes | ...; everything runs in .venv, made from requirements.lock.
+# make setup | demo | test | check | bench-scenes | bench-sit | ...; everything runs in .venv, made from requirements.lock
+# (and, for tests, requirements-extras.lock: the optional packages).
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-slow check format wheel bench-scenes bench-sit bench-engine clean
+.PHONY: setup extras demo test test-slow check format wheel bench-scenes bench-sit bench-engine clean
 
 setup: $(VENV)/.done
 
@@ -15,16 +16,22 @@ $(VENV)/.done: requirements.lock pyproject.toml
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
+extras: $(VENV)/.extras
+
+$(VENV)/.extras: $(VENV)/.done requirements-extras.lock
+	$(BIN)/pip install -q --disable-pip-version-check -r requirements-extras.lock
+	@touch $@
+
 demo: setup
 	$(BIN)/python -m secondlook.demo
 
-test: setup
+test: setup extras
 	$(BIN)/python -m pytest
 
-test-slow: setup
+test-slow: setup extras
 	$(BIN)/python -m pytest -m slow
 
-check: setup
+check: setup extras
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy secondlook

@@ -152,7 +152,7 @@ def write_npz(out: Path, parts: Parts, labels: np.ndarray) -> None:
 def _part(parts: Parts, number: int) -> np.ndarray:
     try:
         found: np.ndarray = np.load(parts.path(number))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise DamagedError(f"{parts.path(number)} cannot be read ({error}); delete it and go on.") from None
     if found.dtype != np.uint8 or found.ndim != 4:
         raise DamagedError(f"{parts.path(number)} holds no pictures; delete it and go on.")

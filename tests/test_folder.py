@@ -93,7 +93,7 @@ def test_batches_are_pure_and_go_by_epochs(tmp_path: Path) -> None:
 def test_flips_are_fair_and_pixels_exact(tmp_path: Path) -> None:
     index = np.arange(4000)
     assert abs(coins(0, index, index * 0, 4000).mean() - 0.5) < 0.03
-    pixels = np.asarray(picture(1, 8, 8))
+    pixels = np.array(picture(1, 8, 8))
     Image.fromarray(pixels).save(tmp_path / "a.png")
     data, plain = Images(tmp_path, 8), Images(tmp_path, 8, flip=False)
     straight = torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1

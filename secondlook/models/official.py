@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from secondlook.errors import ConfigError, DamagedError
-from secondlook.models.checkpoint import fill, read_config
+from secondlook.models import checkpoint
 from secondlook.models.sit import SIZES, SiT, SiTConfig
 from secondlook.path import Kind
 
@@ -171,7 +171,8 @@ def from_state_dict(
     kept = {k: v.float() for k, v in state.items() if not k.startswith(_LEFT_OUT)}
     if narrow:
         kept = narrowed(kept, form)
-    network = unfilled(made)
+    with _Undrawn():
+        network = SiT(made)
     _refuse_misfits(network.state_dict(), kept)
     network.load_state_dict(kept)
     return network
@@ -192,19 +193,14 @@ def _refuse_misfits(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -
 
 
 class _Undrawn(TorchFunctionMode):
-    """Leaves out the drawing of random numbers in place."""
+    """Networks made inside leave out their first random weights: all of their tensors are to be loaded, and drawing 675
+    million numbers takes seconds. (So does what torch imports for its meta device.)"""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (Tensor.uniform_, Tensor.normal_):
-            return args[0]
-        return func(*args, **(kwargs or {}))
-
-
-def unfilled(config: SiTConfig) -> SiT:
-    """A network whose tensors are still to be loaded, all of them: drawing 675 million numbers first would take seconds, and
-    so does what torch imports for its meta device."""
-    with _Undrawn():
-        return SiT(config)
+        options = kwargs or {}
+        if func in (Tensor.uniform_, Tensor.normal_) or getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else options["tensor"]
+        return func(*args, **options)
 
 
 def narrowed(state: dict[str, Tensor], form: Layout) -> dict[str, Tensor]:
@@ -230,13 +226,5 @@ def load_sit(path: Path) -> SiT:
     ``from_state_dict`` take it by default."""
     if not is_own(path):
         return from_state_dict(read(path).state).requires_grad_(False).eval()
-    config = read_config(path)
-    kind = config.pop("kind", None)
-    if kind != "sit":
-        raise ConfigError(f'The weights {path} hold a "{kind}"; a class-conditional "sit" was wanted.')
-    try:
-        network = unfilled(SiTConfig(**config))
-    except TypeError as error:
-        raise DamagedError(f"The weights {path} describe no network this release knows ({error}).") from None
-    fill(network, path)
-    return network.requires_grad_(False).eval()
+    with _Undrawn():
+        return checkpoint.load_sit(path)

@@ -182,7 +182,7 @@ class Latents:
             self.shape = (int(a["shape"][0]), int(a["shape"][1]), int(a["shape"][2]))
             self.mirrored, count = bool(a["mirrored"]), int(a["count"])
             labels = np.load(self.path / "labels.npy")
-        except (KeyError, TypeError, ValueError, IndexError, OSError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, OSError, EOFError) as error:
             raise DamagedError(f"The latents in {self.path} cannot be read ({error}); encode them anew.") from None
         self.classes = len(self.names)
         self.labels = torch.from_numpy(labels.astype(np.int64))

@@ -1,0 +1,7 @@
+"""`python -m secondlook` is the command line, as torchrun wants it."""
+
+import sys
+
+from secondlook.cli import main
+
+sys.exit(main())
