@@ -78,6 +78,10 @@ class Dopri5:
         t, goal = t.double(), goal.double()
         first = flow.estimate(x, t.to(x), cond)
         slope, data = first.velocity, first.data
+        if not bool(slope.isfinite().all()):
+            raise SecondlookError(
+                "dopri5: the network's first velocity is not finite; look for overflow, or begin later (eps)."
+            )
         h = self._first_step(flow, x, t, goal, slope, cond)
         tried = torch.zeros(len(t), dtype=torch.long)
         live = t != goal

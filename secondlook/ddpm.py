@@ -21,7 +21,7 @@ from torch import Tensor
 from secondlook.errors import ConfigError, nearest
 from secondlook.flow import Flow, Network
 from secondlook.noise import NoiseSource, normal
-from secondlook.path import Coefs, Kind, Path
+from secondlook.path import PATHS, Coefs, Kind, Path
 from secondlook.solve import finish, moved, rows_of
 from secondlook.types import Estimate, State
 
@@ -154,6 +154,17 @@ class Indexed:
         """All channels of the head."""
         out: Tensor = getattr(self.network, "full", self.network)(x, self.path.index(t), cond)
         return out
+
+
+def on_its_path(network: Any) -> tuple[Network, Path]:
+    """A class-conditional network as a flow takes it, and the path that its configuration names; ConfigError for a name
+    that is none."""
+    name = network.config.path
+    if name == "discrete":
+        return Indexed(network), Discrete()
+    if name not in PATHS:
+        raise ConfigError(f'The model\'s path "{name}" is unknown; {nearest(name, [*PATHS, "discrete"])}')
+    return network, PATHS[name]()
 
 
 @dataclass(frozen=True)

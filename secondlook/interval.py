@@ -30,6 +30,7 @@ class Interval:
             raise ConfigError(f"An interval wants 0 <= start < end <= 1; got {self.start} and {self.end}.")
 
 
+# The paper's table has scores run to data itself; there sigma times the gradient is 0 times infinity, hence 1e-5 here.
 # (path is VP, prediction has a pole at one end) by use: (eps at noise, eps at data)
 _PAPER = {
     "train": {"vp": (0.0, 1e-5), "velocity": (0.0, 0.0), "other": (1e-5, 1e-5)},

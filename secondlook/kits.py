@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secondlook.ddpm import Discrete, Indexed
+from secondlook.ddpm import on_its_path
 from secondlook.errors import ConfigError, nearest
 from secondlook.flow import Network
 from secondlook.models.checkpoint import load_sit, load_text, shipped
-from secondlook.path import PATHS, Linear
+from secondlook.path import Linear
 from secondlook.path import Path as Interpolant
 from secondlook.types import Condition, Verifier
 from secondlook.verify import builtin, classify
@@ -126,12 +126,8 @@ def _asks(world: Digits | Glyphs) -> Callable[[str], Condition]:
 
 def _load_classes(path: Path) -> Loaded:
     network = load_sit(path)
-    discrete = network.config.path == "discrete"
-    return Loaded(
-        Indexed(network) if discrete else network,
-        Discrete() if discrete else PATHS[network.config.path](),
-        lambda c: network.encode([None if c is None else c.label]),
-    )
+    called, interpolant = on_its_path(network)
+    return Loaded(called, interpolant, lambda c: network.encode([None if c is None else c.label]))
 
 
 class _Grey:

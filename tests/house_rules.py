@@ -13,6 +13,8 @@ FILE_LINES, FUNCTION_LINES, PLAN_LINES = 400, 60, 80
 LAYERS = {
     "models": 1,
     "worlds": 1,
+    "metrics": 1,
+    "adapters": 1,
     "verify": 2,
     "critics": 2,
     "plans": 2,

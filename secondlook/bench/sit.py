@@ -22,14 +22,14 @@ import torch
 from torch import Tensor
 
 from secondlook import settings as conf
-from secondlook.ddpm import DDIM, Ancestral, Discrete, Indexed, respaced
-from secondlook.flow import Flow, Network, Weight
+from secondlook.ddpm import DDIM, Ancestral, on_its_path, respaced
+from secondlook.flow import Flow, Weight
 from secondlook.grid import spread
 from secondlook.interval import LAST_STEP, interval
 from secondlook.metrics import Moments, frechet
 from secondlook.models.sit import Labels, SiT, SiTConfig
 from secondlook.noise import Key, normal
-from secondlook.path import PATHS, Kind
+from secondlook.path import Kind
 from secondlook.sde import EulerMaruyama
 from secondlook.solve import Euler, Heun, Solver, integrate
 from secondlook.train import classes, ddpm
@@ -156,10 +156,9 @@ class _Source:
         return torch.randn(len(keys), *shape, generator=self.generator)
 
 
-def draw(network: Network, rung: Rung, solver: Solver, times: tuple[float, ...], count: int) -> tuple[Tensor, Tensor]:
+def draw(network: SiT, solver: Solver, times: tuple[float, ...], count: int) -> tuple[Tensor, Tensor]:
     """Pictures uint8 [count, 8, 8, 1] and their labels, balanced; the noise of a place is the same for every row."""
-    path = Discrete() if rung.discrete else PATHS[rung.path]()
-    flow = Flow(Indexed(network) if rung.discrete else network, path)
+    flow = Flow(*on_its_path(network))
     labels = torch.arange(count) % 10
     pictures = []
     with torch.inference_mode():
@@ -201,7 +200,7 @@ def run_job(job: Job, scale: Scale, out: Path) -> None:
         network = network or train(job, scale, out / "training")
         solver, times = sampler(job.rung, kind, nfe, str(table) if kind == "kl_eta" else None)
         begin = time.perf_counter()
-        found[key] = {**evaluate(*draw(network, job.rung, solver, times, scale.samples)), "nfe": nfe,
+        found[key] = {**evaluate(*draw(network, solver, times, scale.samples)), "nfe": nfe,
                       "seconds": round(time.perf_counter() - begin, 1)}  # fmt: skip
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_suffix(".part")

@@ -240,11 +240,12 @@ class SiT(nn.Module):
         c = self.config
         if not c.null and None in labels:
             raise ConfigError("This model was trained without a null class, so it cannot be guided; use guidance 1.")
-        index = [c.classes if label is None else int(label) for label in labels]
-        if any(not 0 <= i <= c.classes for i in index):
+        asked = [int(label) for label in labels if label is not None]
+        if any(not 0 <= label < c.classes for label in asked):
             raise ConfigError(
-                f"A class must be from 0 to {c.classes - 1}; got {min(index) if min(index) < 0 else max(index)}."
+                f"A class must be from 0 to {c.classes - 1}; got {min(asked) if min(asked) < 0 else max(asked)}."
             )
+        index = [c.classes if label is None else int(label) for label in labels]
         return Labels(torch.tensor(index, dtype=torch.long, device=self.final_layer.linear.weight.device))
 
     def forward(self, x: Tensor, t: Tensor, cond: Labels) -> Tensor:

@@ -120,6 +120,8 @@ def _classes(args: argparse.Namespace, world: str) -> int:
     recipe = presets.recipe(preset, predicts, **{k: getattr(args, k) for k in OF_RECIPE})
     config = presets.training(preset, **{k: getattr(args, k) for k in OF_CONFIG})
     folder = Path(args.out)
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")  # TF32, as the released code trains
     job = trainer(folder, config, sit, data, recipe, looks=presets.looks(world, data, sit, recipe, config))
     for _ in reported(job.run(), config, job.place.first):
         pass

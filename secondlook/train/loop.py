@@ -189,7 +189,8 @@ class Trainer:
             self.module.checkpointing = True  # type: ignore[assignment]
         self.ema = EMA(self.module, config.ema, config.ema_ramp)
         self.optimizers = _optimizers(self.module, config)
-        self.by_time = ByTime(config.steps / 10, self.place.device)
+        counts = self.place.device if self.place.device.type == "cuda" else torch.device("cpu")  # in float64
+        self.by_time = ByTime(config.steps / 10, counts)
         self.log_every = config.log_every or (1 if self.place.device.type == "cpu" else 50)
         self.step = 0
         self.seconds = 0.0

@@ -125,8 +125,8 @@ class ByTime:
         """Rows at times t [B] with squared errors [B]."""
         bins = self.sums.shape[1]
         at = (t.detach() * bins).long().clamp(0, bins - 1)
-        both = torch.stack([error.detach().double(), torch.ones_like(error, dtype=torch.float64)])
-        self.sums.index_add_(1, at.to(self.sums.device), both.to(self.sums.device))
+        error = error.detach().to(self.sums)
+        self.sums.index_add_(1, at.to(self.sums.device), torch.stack([error, torch.ones_like(error)]))
 
     def gather(self, place: Place) -> None:
         """Bring together in the first process what all have counted."""

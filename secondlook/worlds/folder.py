@@ -197,7 +197,7 @@ class Latents:
         file, rows = self.path / f"{number:06d}.npy", min(self.per, count - number * self.per)
         try:
             part: np.ndarray = np.load(file, mmap_mode="r")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise DamagedError(
                 f"The latents {file} cannot be read ({error}); delete that file and encode again."
             ) from None

@@ -1,0 +1,308 @@
+"""Sampling of classes to contact sheets and to ADM's npz: the same pictures however the work was cut, stopped or shared."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from secondlook import cli, generate
+from secondlook.adapters.vae import load_vae, to_bytes
+from secondlook.errors import ConfigError
+from secondlook.flow import ClassifierFree, Flow
+from secondlook.generate import Asked, build, labels_of
+from secondlook.models import checkpoint
+from secondlook.models.official import from_state_dict
+from secondlook.models.sit import Labels, SiT, SiTConfig
+from secondlook.noise import Key, normal
+from secondlook.path import Linear
+from secondlook.sampling_npz import Spent
+from secondlook.solve import Heun, integrate
+from secondlook.types import State
+from tests.test_folder import tiny_vae
+
+CPU = torch.device("cpu")
+TINY: dict[str, Any] = {"side": 4, "patch": 2, "width": 16, "depth": 1, "heads": 2, "classes": 5}
+
+
+def tiny(seed: int = 0, **more: Any) -> SiT:
+    """A random network, no tensor of it zero, whose predictions are of size 1."""
+    torch.manual_seed(seed)
+    network = SiT(SiTConfig(**{**TINY, **more}))
+    with torch.no_grad():
+        for p in network.parameters():
+            p.copy_(0.3 * torch.randn_like(p))
+    return network
+
+
+def saved(file: Path, seed: int = 0, **more: Any) -> Path:
+    network = tiny(seed, **more)
+    checkpoint.save(network, file, network.describe())
+    return file
+
+
+@pytest.fixture(scope="module")
+def kit(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """An imported tiny checkpoint of the official layout, a weaker one, a network of pixels, an autoencoder."""
+    folder = tmp_path_factory.mktemp("kit")
+    torch.save(
+        {"ema": tiny(variance=True).state_dict(), "model": tiny(1, variance=True).state_dict()}, folder / "sit.pt"
+    )
+    assert cli.main(["import", "sit", str(folder / "sit.pt"), "--heads", "2", "--out", str(folder / "sit")]) == 0
+    return {"sit": folder / "sit", "pt": folder / "sit.pt", "weak": saved(folder / "weak.safetensors", 3),
+            "pixels": saved(folder / "pixels.safetensors", 4, channels=3), "dit": saved(folder / "dit.safetensors", 5, channels=3,
+            variance=True, predicts="noise", path="discrete"), "out": folder}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_vae(tmp_path_factory.mktemp("vae"))
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = cli.main(["sample", *(str(w) for w in words)])
+    return (code, *capsys.readouterr())
+
+
+def content(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as file:
+        return {k: file[k] for k in file.files}
+
+
+# ---- end to end ------------------------------------------------------------------------------------------------------
+
+
+def test_latents_to_npz(kit: dict[str, Path], vae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "s.npz"
+    words = ["--model", kit["sit"], "--vae", vae, "--cfg", "1.5", "--cfg-channels", "3", "--solver", "heun(end='step')",
+             "--steps", "6", "--count", "7", "--labels", "balanced", "--part", "3", "--quiet", "--out", out]  # fmt: skip
+    code, text, err = run(capsys, *words)
+    assert code == 0, err
+    assert "7 pictures, 12 evaluations a sample, 24 network passes" in text
+    made = content(out)
+    assert (made["arr_0"].shape, made["arr_0"].dtype, made["arr_1"].dtype) == ((7, 8, 8, 3), np.uint8, np.int64)
+    assert sorted(made["arr_1"][:5]) == list(range(5))
+    assert not (tmp_path / "s.npz.parts").exists()
+    with zipfile.ZipFile(out) as file:
+        assert {i.compress_type for i in file.infolist()} == {zipfile.ZIP_STORED}
+    # by hand, from this project's pieces alone
+    network = from_state_dict(torch.load(kit["pt"])["ema"], heads=2)
+    keys = tuple(Key.root(0).child("sample", i) for i in range(7))
+    x = normal([k.child("start") for k in keys], (4, 4, 4))
+    guide = ClassifierFree(1.5, lambda c, n: Labels.stack([c, Labels(torch.full((n,), 5))]), channels=3)
+    state = State(x, torch.zeros(7), keys, torch.zeros(7, dtype=torch.long))
+    with torch.no_grad():
+        flow = Flow(network, Linear(), guide)
+        x = integrate(
+            flow, Heun("step"), state, tuple(i / 6 for i in range(7)), Labels(torch.from_numpy(made["arr_1"]))
+        ).x
+        autoencoder = load_vae(str(vae))
+        pictures = autoencoder.module.decode(x / 0.18215 + 0.25).sample
+    want = (127.5 * pictures + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    assert np.abs(made["arr_0"].astype(int) - want).max() <= 1
+    assert (made["arr_0"] != want).mean() < 0.01
+    # again: nothing to do; otherwise: refused
+    stamp = out.stat().st_mtime_ns
+    assert run(capsys, *words)[0] == 0
+    assert out.stat().st_mtime_ns == stamp
+    code, _, err = run(capsys, *words, "--cfg", "2")
+    assert (code, len(err.strip().splitlines())) == (2, 1)
+    assert "made with guidance 1.5, not 2.0" in err
+
+
+def test_levels_come_back_from_bytes() -> None:
+    levels = torch.arange(256, dtype=torch.float32)
+    x = (levels / 127.5 - 1).view(1, 1, 16, 16)
+    assert torch.equal(to_bytes(x).flatten().float(), levels)
+    assert to_bytes(torch.tensor([-9.0, 9.0]).view(1, 1, 1, 2)).flatten().tolist() == [0, 255]
+
+
+# ---- batches, labels, times, guidance ----------------------------------------------------------------------------------
+
+
+def test_batches_do_not_matter(kit: dict[str, Path]) -> None:
+    for solver in ("heun", "dopri5(rtol=1e-6)", "sde(diffusion='sigma', last='mean')"):
+        asked = Asked(str(kit["pixels"]), 6, guidance=1.7, solver=solver, steps=5)
+        whole, one = (build(asked, CPU, rows) for rows in (6, 1))
+        for a, b in zip(latents(whole, range(6)), latents(one, range(6)), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(latents(whole, [5, 2])[0], latents(one, [5])[0], rtol=1e-4, atol=1e-4)
+
+
+def latents(sampler: generate.Sampler, index: Any) -> Tensor:
+    return torch.cat([sampler._batch(list(index)[i : i + sampler.rows])[0] for i in range(0, len(index), sampler.rows)])
+
+
+def test_labels() -> None:
+    for count in (1, 12, 5000):
+        balanced = labels_of(Asked("m", count, labels="balanced"), 5)
+        counts = np.bincount(balanced, minlength=5)
+        assert counts.max() - counts.min() <= 1
+        assert np.array_equal(balanced, labels_of(Asked("m", 5000, labels="balanced"), 5)[:count])
+    assert not np.array_equal(balanced[:5], balanced[5:10])
+    drawn = labels_of(Asked("m", 5000), 5)
+    assert np.array_equal(drawn[:70], labels_of(Asked("m", 70), 5))
+    assert np.abs(np.bincount(drawn, minlength=5) - 1000).max() < 130
+    assert labels_of(Asked("m", 3, labels="4"), 5).tolist() == [4, 4, 4]
+    assert labels_of(Asked("m", 2, labels="red square", world="glyphs"), 32).tolist() == [8, 8]
+    for labels, pattern in (("5", "from 0 to 4"), ("-1", "from 0 to 4"), ("some", "random")):
+        with pytest.raises(ConfigError, match=pattern):
+            labels_of(Asked("m", 3, labels=labels), 5)
+
+
+def test_times_are_the_papers(kit: dict[str, Path], tmp_path: Path) -> None:
+    def times(model: Path = kit["pixels"], **more: Any) -> tuple[float, ...]:
+        return build(Asked(str(model), **more), CPU).times
+
+    assert len(times()) == 126
+    assert (times()[0], times()[-1]) == (0.0, 1.0)
+    sde = times(solver="sde")
+    assert len(sde) == 251
+    assert sde[-2:] == pytest.approx((0.96, 1.0))
+    assert sde[1] == pytest.approx(0.96 / 249)
+    assert times(solver="sde", last_step=0.0, steps=4) == (0, 0.25, 0.5, 0.75, 1)
+    assert times(solver="dopri5") == (0.0, 1.0)
+    noise = saved(tmp_path / "n.safetensors", channels=3, predicts="noise", path="vp")
+    assert times(noise, steps=4)[-1] == pytest.approx(1 - 1e-5)
+    assert times(noise, steps=4, preset="official")[-1] == pytest.approx(1 - 1e-3)
+    assert times(noise, steps=4, eps=0.01)[::4] == pytest.approx((0.01, 0.99))
+    assert times(kit["dit"], solver="ddpm", steps=4) == pytest.approx((0, 1 / 3, 2 / 3, 0.999, 1.0), abs=2e-3)
+
+
+def test_evaluations_are_counted(kit: dict[str, Path]) -> None:
+    def spent(**more: Any) -> tuple[float, float]:
+        sampler = build(Asked(str(kit["pixels"]), 4, **more), CPU)
+        _, cost = sampler.draw(range(4))
+        return cost.nfe / 4, cost.passes / 4
+
+    assert spent(solver="heun", steps=12) == (23, 23)
+    assert spent(solver="heun(end='step')", steps=12, guidance=1.5) == (24, 48)
+    assert spent(solver="sde", steps=25) == (25, 25)
+    assert spent(solver="euler", steps=10, guidance=1.5, when=(0.3, 0.75)) == (10, 15)  # 0.3 ... 0.7
+    assert spent(solver="euler", steps=10, weak=str(kit["pixels"])) == (10, 20)
+    nfe, passes = spent(solver="dopri5(rtol=1e-4)", guidance=2.0)
+    assert passes == pytest.approx(2 * nfe, rel=0.01)
+    assert nfe > 9
+
+
+def test_guidances_differ_and_autoguidance_by_itself_is_none(kit: dict[str, Path], vae: Path) -> None:
+    def x(**more: Any) -> Tensor:
+        return latents(build(Asked(str(kit["sit"]), 3, vae=str(vae), steps=4, solver="euler", **more), CPU), range(3))
+
+    plain, full, three = x(), x(guidance=2.0), x(guidance=2.0, channels=3)
+    assert not torch.allclose(plain, full)
+    assert not torch.allclose(full, three)
+    torch.testing.assert_close(x(guidance=2.0, channels=4), full)
+    torch.testing.assert_close(x(guidance=2.0, when=(0.0, 1.0)), full, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(x(weak=str(kit["sit"]), weak_scale=3.0), plain, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(x(weak=str(kit["weak"])), plain)
+
+
+def test_discrete_models_are_sampled_by_their_own_steps(kit: dict[str, Path]) -> None:
+    for solver in ("ddpm", "ddpm(variance='small')", "ddim", "ddim(eta=1.0)"):
+        pictures, spent = build(Asked(str(kit["dit"]), 2, solver=solver, steps=5, guidance=1.5), CPU).draw(range(2))
+        assert pictures.shape == (2, 4, 4, 3)
+        assert spent == Spent(10, 20)
+    learned, small = (latents(build(Asked(str(kit["dit"]), 2, solver=s, steps=5), CPU), range(2))
+                      for s in ("ddpm", "ddpm(variance='small')"))  # fmt: skip
+    assert not torch.allclose(learned, small)  # the head's variance channels are heard through the cast
+
+
+# ---- contact sheets and refusals -------------------------------------------------------------------------------------
+
+
+def test_contact_sheet_of_a_world(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = saved(tmp_path / "d.safetensors", side=8, channels=1, classes=10)
+    out = tmp_path / "sheet.png"
+    words = ["--world", "digits", "--model", weights, "--class", "7", "--count", "9", "--steps", "2", "--out"]
+    code, _, err = run(capsys, *words, out)
+    assert code == 0, err
+    with Image.open(out) as image:
+        assert image.size == (3 * 100 + 4, 3 * 100 + 4)
+    assert run(capsys, *words, tmp_path / "d.npz", "--quiet")[0] == 0
+    made = content(tmp_path / "d.npz")
+    assert made["arr_0"].shape == (9, 8, 8, 1)
+    assert set(np.unique(made["arr_0"])) <= {15 * i for i in range(17)}
+    assert made["arr_1"].tolist() == [7] * 9
+
+
+@pytest.mark.parametrize(
+    ("words", "pattern"),
+    [
+        ([], "Give a prompt in quotes, or a class-conditional model"),
+        (["--model", "scenes"], '"scenes" draws prompts'),
+        (["a red circle", "--labels", "balanced"], "--labels is for class-conditional models"),
+        (["a red circle", "--class", "3"], "--class is for class-conditional models"),
+        (["a red circle"], "wants a .png file"),
+        (["--world", "digit"], 'did you mean "digits"'),
+        (["--model", "nowhere"], "neither a file nor a shipped model"),
+        (["--model", "{sit}"], "give the autoencoder that decodes them, --vae DIR"),
+        (["--model", "{pixels}", "--world", "glyphs"], r"samples \[3, 32, 32\], the model \[3, 4, 4\]"),
+        (["--model", "{pixels}", "--class", "5"], "from 0 to 4"),
+        (["--model", "{pixels}", "--class", "1", "--labels", "random"], "say the same"),
+        (["--model", "{pixels}", "--solver", "heum"], 'did you mean "heun"'),
+        (["--model", "{pixels}", "--steps", "0"], "--steps must be from 1"),
+        (["--model", "{pixels}", "--count", "0"], "--count must be from 1"),
+        (["--model", "{pixels}", "--rows", "0"], "--rows must be from 1"),
+        (["--model", "{pixels}", "--part", "0"], "--part must be from 1"),
+        (["--model", "{pixels}", "--cfg", "-1"], "--guidance must be a number from 0"),
+        (["--model", "{pixels}", "--cfg-channels", "3"], "want a guidance"),
+        (["--model", "{pixels}", "--cfg", "2", "--cfg-channels", "4"], "at most 3"),
+        (["--model", "{pixels}", "--cfg", "2", "--cfg-channels", "some"], 'wants "all" or how many'),
+        (["--model", "{pixels}", "--cfg", "2", "--cfg-interval", "0.5", "0.5"], "LOW < HIGH"),
+        (["--model", "{pixels}", "--weak", "{weak}"], "its channels is 4, not 3"),
+        (["--model", "{pixels}", "--weak", "{pixels}", "--cfg", "2"], "guidance of its own"),
+        (["--model", "{pixels}", "--weak-scale", "2"], "wants --weak"),
+        (["--model", "{pixels}", "--interval", "papr"], 'did you mean "paper"'),
+        (["--model", "{pixels}", "--eps", "0.7"], "--eps must be"),
+        (["--model", "{pixels}", "--last-step", "0.04"], "for sde and sde_heun"),
+        (["--model", "{pixels}", "--solver", "sde", "--steps", "1"], "at least two --steps"),
+        (["--model", "{pixels}", "--device", "abacus"], "cannot be used here"),
+        (["--model", "{out}"], "name the one you mean"),
+    ],
+    ids=lambda v: " ".join(v)[:60] if isinstance(v, list) else "",
+)
+def test_refusals_are_one_sentence_and_leave_nothing(
+    kit: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], pattern: str
+) -> None:
+    code, _, err = run(capsys, *(w.format(**kit) for w in words), "--out", tmp_path / "s.npz")
+    assert code == 2, err
+    assert len(err.strip().splitlines()) == 1
+    assert re.search(pattern, err), err
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_taken_out_is_refused(kit: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "s.npz").write_bytes(b"mine")
+    code, _, err = run(capsys, "--model", kit["pixels"], "--out", tmp_path / "s.npz")
+    assert (code, "nothing says how it was made" in err) == (2, True), err
+    assert (tmp_path / "s.npz").read_bytes() == b"mine"
+    code, _, err = run(capsys, "--model", kit["pixels"], "--out", tmp_path / "s.jpg")
+    assert (code, "wants a .png or .npz file" in err) == (2, True), err
+
+
+def test_nothing_optional_is_imported() -> None:
+    code = ("import sys, secondlook, secondlook.cli as c\nsys.argv = ['secondlook', '--help']\n"
+            "try:\n    c.main()\nexcept SystemExit:\n    pass\n"
+            "import secondlook.generate, secondlook.encoding, secondlook.class_commands\n"
+            "assert not {'diffusers', 'transformers', 'accelerate'} & set(sys.modules)")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_diffusers_the_extra_is_named(
+    kit: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    code, _, err = run(capsys, "--model", kit["sit"], "--vae", "x", "--out", tmp_path / "s.npz")
+    assert (code, "pip install 'secondlook[hub]'" in err) == (1, True), err
