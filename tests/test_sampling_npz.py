@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch import Tensor
 
-from secondlook import generate, sampling_npz
+from secondlook import class_commands, cli, generate, sampling_npz
 from secondlook.errors import ConfigError, DamagedError
 from secondlook.generate import Asked, build
+from secondlook.metrics.features import Evaluation, Extracted, show
 from secondlook.parts import Parts, Team
 from secondlook.sampling_npz import Spent
 from tests.test_generate import CPU, run, saved
@@ -189,3 +192,66 @@ def test_parts_that_do_not_fit_are_named(tmp_path: Path) -> None:
     (tmp_path / "q/diary.txt").write_text("mine")
     with pytest.raises(ConfigError, match="is not empty"):
         Parts(tmp_path / "q", {}, 2, lambda: False).begin(Team())
+
+
+class Colours:
+    """Features cheap enough to compute by hand: each picture's mean colour, its rows as spatial ones, and logits."""
+
+    name = "colours"
+
+    def __call__(self, pictures: Tensor) -> Extracted:
+        x = pictures.double() / 255
+        return Extracted(x.mean((1, 2)), x[:, :, 0, 0], x.mean((1, 2)) * 5)
+
+
+def test_evaluate_scores_what_sample_wrote(
+    pixels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(class_commands, "features_of", lambda text, device: Colours())
+    for seed in ("0", "1"):
+        words = [
+            "--model",
+            pixels,
+            "--steps",
+            "2",
+            "--count",
+            "40",
+            "--seed",
+            seed,
+            "--quiet",
+            "--out",
+            tmp_path / f"{seed}.npz",
+        ]
+        assert run(capsys, *words)[0] == 0
+    first, second = (str(tmp_path / f"{i}.npz") for i in "01")
+
+    def evaluate(*words: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        return (cli.main(["evaluate", first, "--features", "colours", *words]), *capsys.readouterr())
+
+    code, text, err = evaluate("--reference", second, "--out", str(tmp_path / "scores.json"))
+    assert code == 0, err
+    report = Evaluation(Colours()).report(first, second)
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    for name in ("fid", "sfid", "inception_score", "precision", "recall", "density", "coverage"):
+        assert scores[name] == pytest.approx(getattr(report, name))
+        assert re.search(rf"^{name.replace('_', ' ')} +{re.escape(show(scores[name]))}$", text, re.MULTILINE), text
+    assert "40 pictures against 40 reference pictures; features: colours" in text
+    Evaluation(Colours()).reference(second).save(tmp_path / "stats.npz")
+    code, text, _ = evaluate("--reference", str(tmp_path / "stats.npz"), "--metrics", "fid,is")
+    assert (code, text.split()[:2], "precision" in text) == (0, ["fid", show(report.fid)], False)
+    for wrong, pattern in (
+        (["--reference", "nowhere.npz"], 'There is no file "nowhere.npz"'),
+        (["--reference", second, "--metrics", "fidd"], 'no metric "fidd"; did you mean "fid"'),
+        (["--reference", second, "--rows", "0"], "--rows must be"),
+    ):
+        code, _, err = evaluate(*wrong)
+        assert (code, len(err.strip().splitlines()), pattern in err) == (2, 1, True), err
+    monkeypatch.undo()
+    for features, pattern in (
+        ("inception", "inception=FILE"),
+        ("inceptoin", "did you mean"),
+        ("inception=no.pth", "no Inception weights"),
+    ):
+        code, _, err = evaluate("--reference", second, "--features", features)
+        assert (code, pattern in err) == (2, True), err

@@ -66,10 +66,10 @@ class Recipe:
 
 RECIPES = {
     ("digits", "verifier"): Recipe("conv", 24, 2000, 96),
-    ("digits", "judge"): Recipe("tokens", 48, 2400, 96),
+    ("digits", "judge"): Recipe("tokens", 48, 1800, 96),
     ("digits", "features"): Recipe("flat", 24, 2500, 96),
     ("glyphs", "verifier"): Recipe("conv", 24, 1200, 96),
-    ("glyphs", "judge"): Recipe("tokens", 48, 800, 96),
+    ("glyphs", "judge"): Recipe("tokens", 48, 1000, 96),
     ("glyphs", "features"): Recipe("flat", 16, 1200, 128),
 }
 

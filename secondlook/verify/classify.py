@@ -79,17 +79,19 @@ class Conv(nn.Module):
 
 
 class Tokens(nn.Module):
-    """The judge's: a small transformer over 4 x 4 (Digits) or 8 x 8 (Glyphs) tokens, read by one learned query."""
+    """The judge's: a convolutional stem, then attention among 4 x 4 (Digits) or 8 x 8 (Glyphs) tokens, read by a
+    learned query and by their maximum."""
 
     positions: Tensor
 
-    def __init__(self, side: int, channels: int, outputs: int, width: int, depth: int = 2):
+    def __init__(self, side: int, channels: int, outputs: int, width: int, depth: int = 1):
         super().__init__()
         large = side > 8
         half = width // 2
         self.stem = nn.Sequential(
-            nn.Conv2d(channels, half, 5, 2 if large else 1, 2), nn.SiLU(), nn.Conv2d(half, width, 4, 2, 1)
-        )
+            nn.Conv2d(channels, half, 5, 2 if large else 1, 2), _Residual(half),
+            nn.Conv2d(half, width, 2, 2), _Residual(width),
+        )  # fmt: skip
         self.register_buffer("positions", position_table(side // 4 if large else side // 2, width), persistent=False)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2 * depth))
         self.attends = nn.ModuleList(Attention(width, 4) for _ in range(depth))
@@ -97,7 +99,7 @@ class Tokens(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.query_embed = nn.Parameter(torch.randn(1, 1, width) * 0.02)
         self.read = Attention(width, 4)
-        self.head = nn.Linear(width, outputs)
+        self.head = nn.Linear(2 * width, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, channels, side, side] to logits [B, outputs]."""
@@ -105,8 +107,9 @@ class Tokens(nn.Module):
         for i, (attend, feed) in enumerate(zip(self.attends, self.feeds, strict=True)):
             x = x + attend(self.norms[2 * i](x))
             x = x + feed(self.norms[2 * i + 1](x))
-        read = self.read(self.query_embed.expand(len(x), -1, -1), self.norm(x))
-        return self.head(read[:, 0])
+        x = self.norm(x)
+        read = self.read(self.query_embed.expand(len(x), -1, -1), x)
+        return self.head(torch.cat([read[:, 0], x.amax(1)], 1))
 
 
 class Flat(nn.Module):

@@ -1,6 +1,6 @@
 """Training data from disk: pictures in folders, and latents that an autoencoder made of them once.
 
-Both give ``batch(seed, step, count)``, a pure function of its arguments: samples come in epochs, each in an order of its
+Both give ``batch(seed, step, count)``, a pure function of its arguments, and ``part``, some rows of it: samples come in epochs, each in an order of its
 own by (seed, epoch); a batch may reach from one epoch into the next, and flips and posterior noise are drawn anew in each.
 Preparation is ADM's (2105.05233, its released code): halve by box averages while twice too large, resize the short
 side by bicubic interpolation, cut the centre; then a horizontal flip with probability 1/2 and levels to [-1, 1].
@@ -109,8 +109,12 @@ class Images:
 
     def batch(self, seed: int, step: int, count: int) -> tuple[Tensor, Tensor]:
         """x float32 [count, 3, size, size] in [-1, 1] and labels int64 [count] of one training step."""
-        index, epochs = places(seed, step, count, len(self))
-        flips = coins(seed, index, epochs, len(self)) if self.flip else np.zeros(count, bool)
+        return self.part(seed, step, count, slice(None))
+
+    def part(self, seed: int, step: int, count: int, rows: slice) -> tuple[Tensor, Tensor]:
+        """Those rows of the batch, and only their files read."""
+        index, epochs = (v[rows] for v in places(seed, step, count, len(self)))
+        flips = coins(seed, index, epochs, len(self)) if self.flip else np.zeros(len(index), bool)
         return as_input(self.pictures(index, flips)), self.labels[torch.from_numpy(index)]
 
 
@@ -220,8 +224,12 @@ class Latents:
 
     def batch(self, seed: int, step: int, count: int) -> tuple[Tensor, Tensor]:
         """x float32 [count, *shape] and labels int64 [count] of one training step."""
-        index, epochs = places(seed, step, count, len(self))
-        flips = coins(seed, index, epochs, len(self)) if self.mirrored else np.zeros(count, bool)
+        return self.part(seed, step, count, slice(None))
+
+    def part(self, seed: int, step: int, count: int, rows: slice) -> tuple[Tensor, Tensor]:
+        """Those rows of the batch, and only they read."""
+        index, epochs = (v[rows] for v in places(seed, step, count, len(self)))
+        flips = coins(seed, index, epochs, len(self)) if self.mirrored else np.zeros(len(index), bool)
         mean, std = self.moments(index, flips)
         root = Key.root(seed).child("folder", "posterior")
         noise = normal([root.child(int(e), int(i)) for e, i in zip(epochs, index, strict=True)], self.shape)
