@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from secondlook import api
+from secondlook import api, kits
 from secondlook.engine.rig import Rig
 from secondlook.models import checkpoint
 from secondlook.sampling import run_all
@@ -25,7 +25,7 @@ def checker_score(change: Callable[[torch.nn.Module], None] | None = None) -> fl
     """Share of PROMPTS that one plain sample each gets right."""
     s = Settings([p.text for p in PROMPTS]).fill()
     if change:
-        original = checkpoint.load
+        original = checkpoint.load_text
 
         def changed(path: Path) -> torch.nn.Module:
             module = original(path)
@@ -33,7 +33,7 @@ def checker_score(change: Callable[[torch.nn.Module], None] | None = None) -> fl
             return module
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(api, "load", changed)
+            patch.setattr(kits, "load_text", changed)
             rig = api.build_rig(s, scoring=False)
     else:
         rig = api.build_rig(s, scoring=False)
@@ -65,7 +65,7 @@ def test_shuffled_weights_draw_nothing_right() -> None:
 
 def test_shipped_files_are_small() -> None:
     sizes = [p.stat().st_size for p in checkpoint.shipped("scenes-base.safetensors").parent.glob("*.safetensors")]
-    assert len(sizes) == 3
+    assert len(sizes) == 3 + 2 * 4  # scenes: base, verifier, judge; digits and glyphs: a feature network each besides
     assert sum(sizes) <= 30e6
 
 

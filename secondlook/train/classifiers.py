@@ -48,7 +48,7 @@ from secondlook.worlds.digits import Digits
 from secondlook.worlds.glyphs import Glyphs, seen
 
 ROLES = ("verifier", "judge", "features")
-BROKEN = {"digits": 0.25, "glyphs": 0.5}  # share of a batch, where the network learns to reject
+BROKEN = {"digits": 0.15, "glyphs": 0.5}  # share of a batch, where the network learns to reject
 BINS = 15  # of confidence, in the calibration error
 HELD_OUT = 1_000_003  # seed of what the networks are evaluated on
 
