@@ -118,8 +118,10 @@ def train(job: Job, scale: Scale, folder: Path) -> SiT:
                     predicts=job.rung.predicts, path=job.rung.path)  # fmt: skip
     config = TrainConfig(steps=scale.steps, batch=128, warmup=100, seed=job.seed, bf16=False, save_every=500)
     trainer = make_trainer(job.rung, folder / job.name, config, net)
+    parent = multiprocessing.parent_process()
     for _ in trainer.run():
-        pass
+        if parent is not None and not parent.is_alive():  # the benchmark was killed; another may be at this folder soon
+            sys.exit(1)
     module = trainer.ema.module
     assert isinstance(module, SiT)
     return module.eval().requires_grad_(False)
