@@ -224,7 +224,7 @@ def _training(p: argparse.ArgumentParser) -> None:
     p.add_argument("--size", type=_number, help="with a folder of pictures: their side in pixels")
     what = p.add_argument_group("what is learnt")
     what.add_argument("--model", help="SiT-S/2 and the like, or sit(width=128, depth=6, heads=4, patch=2)")
-    what.add_argument("--path", help="linear, gvp or vp")
+    what.add_argument("--path", help="linear, gvp, vp, or discrete (DiT, with DDPM's loss)")
     what.add_argument("--predicts", help="velocity, noise, data or score")
     what.add_argument("--weight", help="of the loss: none, velocity or likelihood")
     what.add_argument("--times", help="uniform, or logit_normal(mean=0.0, std=1.0)")

@@ -65,7 +65,7 @@ def interval(
     if predicts == "data":
         low, high = 0.0, 0.0
     else:
-        low, high = table["vp" if path == "vp" else "velocity" if predicts == "velocity" else "other"]
+        low, high = table["vp" if path in ("vp", "discrete") else "velocity" if predicts == "velocity" else "other"]
     if eps is not None:
         low, high = eps if isinstance(eps, tuple) else (eps, eps)
     return Interval(low, 1.0 - (last if last > 0 else high))

@@ -46,30 +46,37 @@ class Progress:
 
 
 def table(found: Sequence[Result]) -> str:
-    """Prompt, base and searched verdicts, evaluations, seconds: one line a prompt and the means."""
+    """Prompt, base and searched verdicts, evaluations, seconds: one line a prompt and the means. The checker has a
+    column where the world has one."""
     if not found:
         return "No prompt has a finished picture."
-    width = min(48, max(len(r.prompt) for r in found))
-    head = (
-        f"{'prompt':<{width}}  {'base':>6}  {'best':>6}  {'judge':>13}  {'checker':>15}  {'evals':>6}  {'seconds':>7}"
-    )
+    width = max(6, min(48, max(len(r.prompt) for r in found)))
+    exact = any("checker" in r.verdicts for r in found)
+
+    def line(first: str, base: str, best: str, judge: str, check: str, evals: str, seconds: str) -> str:
+        return f"{first:<{width}}  {base:>7}  {best:>7}  {judge:>17}  {check + '  ' if exact else ''}{evals:>6}  {seconds:>7}"
+
+    head = line("prompt", "base", "best", "judge", f"{'checker':>15}", "evals", "seconds")
     lines = [head, "-" * len(head)]
     for r in found:
         text = r.prompt if len(r.prompt) <= width else r.prompt[: width - 1] + "…"
-        judge = f"{r.plain_verdicts.get('judge', math.nan):.3f} → {r.verdicts.get('judge', math.nan):.3f}"
         check = f"{_mark(r.plain_verdicts)} → {_mark(r.verdicts)}"
-        lines.append(f"{text:<{width}}  {r.plain_score:6.3f}  {r.score:6.3f}  {judge:>13}  {check:>15}  "
-                     f"{r.spent.evals:6d}  {r.spent.seconds:7.1f}")  # fmt: skip
+        lines.append(line(text, f"{r.plain_score:.3f}", f"{r.score:.3f}", _arrow([r.plain_verdicts], [r.verdicts]), f"{check:>15}",
+                          str(r.spent.evals), f"{r.spent.seconds:.1f}"))  # fmt: skip
     if len(found) > 1:
         base, best = (np.nanmean([getattr(r, k) for r in found]) for k in ("plain_score", "score"))
-        right = [sum(v.get("checker", 0) == 1 for v in vs) for vs in
-                 ([r.plain_verdicts for r in found], [r.verdicts for r in found])]  # fmt: skip
-        judges = [np.nanmean([v.get("judge", math.nan) for v in vs]) for vs in
-                  ([r.plain_verdicts for r in found], [r.verdicts for r in found])]  # fmt: skip
-        judge, check = f"{judges[0]:.3f} → {judges[1]:.3f}", f"{right[0]} → {right[1]} of {len(found)}"
-        lines += ["-" * len(head), f"{'mean':<{width}}  {base:6.3f}  {best:6.3f}  {judge:>13}  {check:>15}  "
-                  f"{sum(r.spent.evals for r in found):6d}  {sum(r.spent.seconds for r in found):7.1f}"]  # fmt: skip
+        before, after = [r.plain_verdicts for r in found], [r.verdicts for r in found]
+        right = [sum(v.get("checker", 0) == 1 for v in vs) for vs in (before, after)]
+        check = f"{right[0]} → {right[1]} of {len(found)}"
+        lines += ["-" * len(head), line("mean", f"{base:.3f}", f"{best:.3f}", _arrow(before, after), f"{check:>15}",
+                  str(sum(r.spent.evals for r in found)), f"{sum(r.spent.seconds for r in found):.1f}")]  # fmt: skip
     return "\n".join(lines)
+
+
+def _arrow(before: Sequence[dict[str, float]], after: Sequence[dict[str, float]]) -> str:
+    """The judge's mean, before and after."""
+    means = [np.nanmean([v.get("judge", math.nan) for v in vs]) for vs in (before, after)]
+    return f"{means[0]:.3f} → {means[1]:.3f}"
 
 
 def _mark(verdicts: dict[str, float]) -> str:

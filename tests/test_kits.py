@@ -55,7 +55,7 @@ def test_a_request_that_is_no_class_is_refused(world: str, text: str, pattern: s
 
 
 def test_a_world_that_is_not_there_is_refused() -> None:
-    with pytest.raises(ConfigError, match='no world "digit".*did you mean "digits"'):
+    with pytest.raises(ConfigError, match=r'no world "digit".*did you mean "digits"'):
         Settings(["1"], world="digit")
     with pytest.raises(ConfigError, match="no world"):
         kit("mixture")

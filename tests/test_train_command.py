@@ -145,3 +145,44 @@ def test_train_on_a_folder_of_pictures(tmp_path: Path, capsys: pytest.CaptureFix
     config = load_sit(tmp_path / "job" / "weights.safetensors").config
     assert (config.classes, config.side, config.channels) == (2, 16, 3)
     assert (tmp_path / "job" / "samples-000002.png").exists()
+
+
+def test_a_dit_is_trained_on_discrete_steps_and_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its head learns the variance, its weights say their path, and the samplers of discrete steps take them."""
+    words = ["train", "digits", *MODEL, "--path", "discrete", "--steps", "3", "--look-every", "3"]
+    assert main([*words, "--out", str(tmp_path / "job")]) == 0, capsys.readouterr().err
+    weights = tmp_path / "job" / "weights.safetensors"
+    config = load_sit(weights).config
+    assert (config.path, config.predicts, config.variance) == ("discrete", "noise", True)
+    for solver in ("ddpm", "ddim(eta=0.5)", "heun"):
+        out = tmp_path / "sheet.png"
+        assert (
+            main(
+                [
+                    "sample",
+                    "--model",
+                    str(weights),
+                    "--solver",
+                    solver,
+                    "--steps",
+                    "4",
+                    "--count",
+                    "3",
+                    "--out",
+                    str(out),
+                ]
+            )
+            == 0
+        )
+        assert Image.open(out).size[0] > 0
+    assert main([*words, "--weight", "velocity", "--out", str(tmp_path / "other")]) == 2
+    assert "--weight has no meaning on discrete steps" in capsys.readouterr().err
+
+
+def test_trained_weights_know_their_world(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "digits", *MODEL, "--steps", "1", "--look-every", "0", "--out", str(tmp_path / "job")]) == 0
+    weights, out = tmp_path / "job" / "weights.safetensors", tmp_path / "sheet.png"
+    assert (
+        main(["sample", "--model", str(weights), "--class", "7", "--steps", "2", "--count", "2", "--out", str(out)])
+        == 0
+    ), capsys.readouterr().err

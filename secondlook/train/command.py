@@ -116,23 +116,42 @@ def _classes(args: argparse.Namespace, world: str) -> int:
     preset = presets.PRESETS[world]
     predicts = args.predicts or preset.predicts
     classes = data.classes if isinstance(data.classes, int) else len(data.classes)
-    sit = presets.network(args.model or preset.model, tuple(data.shape), classes, predicts, args.path or preset.path)
+    path = args.path or ("discrete" if (args.model or "").startswith("DiT-") else preset.path)
+    if path == "discrete":
+        predicts = _of_discrete(args)
+    sit = presets.network(args.model or preset.model, tuple(data.shape), classes, predicts, path)
     recipe = presets.recipe(preset, predicts, **{k: getattr(args, k) for k in OF_RECIPE})
     config = presets.training(preset, **{k: getattr(args, k) for k in OF_CONFIG})
     folder = Path(args.out)
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")  # TF32, as the released code trains
-    job = trainer(folder, config, sit, data, recipe, looks=presets.looks(world, data, sit, recipe, config))
+    looks = presets.looks(world, data, sit, recipe, config)
+    if path == "discrete":
+        from secondlook.train import ddpm
+
+        job = ddpm.trainer(folder, config, sit, data, recipe.dropout, looks=looks)
+    else:
+        job = trainer(folder, config, sit, data, recipe, looks=looks)
     for _ in reported(job.run(), config, job.place.first):
         pass
     if job.place.first:
-        module, facts = job.ema.module, facts_of(job)
+        module, facts = job.ema.module, {"world": world, **facts_of(job)}
         assert isinstance(module, SiT)
         table = job.by_time.table()
         save(module, folder / "weights.safetensors", module.describe(), {**facts, **job.about, "loss_by_time": table})
         print(json.dumps({"weights": str(folder / "weights.safetensors"), **facts}))
     job.place.close()
     return 0
+
+
+def _of_discrete(args: argparse.Namespace) -> str:
+    """DiT's prediction; ConfigError for options that its training has no use for."""
+    for name in ("weight", "times", "interval", "eps"):
+        if getattr(args, name) is not None:
+            raise ConfigError(f"--{name} has no meaning on discrete steps: DiT's loss and its steps are fixed.")
+    if args.predicts not in (None, "noise"):
+        raise ConfigError(f'On discrete steps a network predicts noise; got --predicts "{args.predicts}".')
+    return "noise"
 
 
 def _data(args: argparse.Namespace, world: str) -> Any:

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from secondlook.ddpm import on_its_path
 from secondlook.flow import Flow
 from secondlook.grid import spread
 from secondlook.interval import interval
 from secondlook.models.sit import Labels, SiT
 from secondlook.noise import Key, normal
-from secondlook.path import PATHS
 from secondlook.solve import Heun, integrate
 from secondlook.types import State
 
@@ -34,7 +34,7 @@ def sampled(network: SiT, labels: Tensor, steps: int = 20, name: str = "look") -
     state = State(
         normal(keys, network.shape).to(device), torch.full((len(labels),), times[0], device=device), keys, zeros
     )
-    flow = Flow(network, PATHS[c.path]())
+    flow = Flow(*on_its_path(network))
     return integrate(flow, Heun(), state, times, Labels(labels.to(device))).x.cpu()
 
 

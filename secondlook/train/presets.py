@@ -70,12 +70,12 @@ def network(model: str, shape: tuple[int, ...], classes: int, predicts: str, pat
     samples of ``shape`` [C, side, side]; ConfigError for what is neither."""
     if predicts not in PREDICTS:
         raise ConfigError(f'--predicts wants {", ".join(PREDICTS)}; got "{predicts}".')
-    if path not in PATHS:
-        raise ConfigError(f'There is no path "{path}"; {nearest(path, PATHS)}')
+    if path not in (*PATHS, "discrete"):
+        raise ConfigError(f'There is no path "{path}"; {nearest(path, (*PATHS, "discrete"))}')
     if len(shape) != 3 or shape[1] != shape[2]:
         raise ConfigError(f"A SiT wants square samples [C, side, side]; these are {list(shape)}.")
     given: dict[str, Any] = {"side": shape[1], "channels": shape[0], "classes": classes}
-    given |= {"predicts": PREDICTS[predicts], "path": path}
+    given |= {"predicts": PREDICTS[predicts], "path": path, **({"variance": True} if path == "discrete" else {})}
     if model.startswith(("SiT-", "DiT-")):
         return SiTConfig.named(model, **given)
     call = parse_call(model, "model")
@@ -114,7 +114,7 @@ def looks(world: str, data: Any, sit: SiTConfig, recipe: Recipe, config: TrainCo
     word."""
     numbers: list[Any] = []
     kept = held_out(world, data)
-    if kept is not None:
+    if kept is not None and sit.path != "discrete":
         numbers.append(Objective(sit, recipe, config.bf16).validation(*kept))
     decode = getattr(data, "decode", to_bytes if hasattr(data, "pictures") else None)  # latents have neither
     if world == "glyphs":
