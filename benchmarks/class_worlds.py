@@ -40,6 +40,10 @@ def real(world: str) -> tuple[Tensor, Tensor]:
 
 
 def scores(world: str, pictures: Tensor, labels: Tensor) -> dict[str, Any]:
+    mixed = torch.randperm(
+        len(labels), generator=torch.Generator().manual_seed(0)
+    )  # the Inception score's splits are of neighbours
+    pictures, labels = pictures[mixed], labels[mixed]
     reference, held_out = real(world)
     report = Evaluation(WorldFeatures(world)).report([pictures], [reference])
     verdicts = classify.judge(world)(pictures, [Condition(label=int(i)) for i in labels])
@@ -66,16 +70,20 @@ def plain(world: str, guidance: float, each: int, seed: int) -> dict[str, Any]:
 
 
 def search(world: str, each: int, seed: int) -> dict[str, Any]:
-    """Best of 8 under the guiding classifier against the first of the 8, same noises."""
+    """Best of 8 under the guiding classifier against the first of the 8, same noises, no guidance of the flow."""
     classes = len(classify.world_of(world).classes)
     asked = [str(i) for i in range(classes) for _ in range(each)]
     with tempfile.TemporaryDirectory() as folder:
-        found = api.draw(asked, "random(n=8)", Path(folder) / "run", world=world, seed=seed)
+        found = api.draw(asked, "random(n=8)", Path(folder) / "run", world=world, guidance=1.0, seed=seed)
     judged = [
         np.array([v["judge"] > HALF for v in vs])
         for vs in ([r.plain_verdicts for r in found], [r.verdicts for r in found])
     ]
-    out = {"searches": len(found), "judge right": [float(j.mean()) for j in judged]}
+    out: dict[str, Any] = {"searches": len(found), "judge right": [float(j.mean()) for j in judged]}
+    out["judge mean log p"] = [
+        float(np.mean([v["judge"] for v in vs]))
+        for vs in ([r.plain_verdicts for r in found], [r.verdicts for r in found])
+    ]
     if world == "glyphs":
         out["checker right"] = [
             float(np.mean([r.plain_verdicts["checker"] for r in found])),

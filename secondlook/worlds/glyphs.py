@@ -19,6 +19,11 @@ anti-aliasing) at half the scale: radius r uniform in [3.5, 5.25], centre unifor
 4. flatness: of the pixels that the best template covers whole, with 0.15 px to spare, at least 90 % are within 64 of
    the palette entry;
 5. right if shape and colour are those of the class.
+
+Measured when written: it accepts all of 200,000 fresh glyphs, and of 20,000 each of these: asked for another colour or
+shape, none; half of the bounding box gone, 0.01 %; one half in another colour, 0.02 % at most. It stands noise of 10 levels
+(all accepted) and a Gaussian blur of 0.5 px (all), less one of 1 px (49 %). It is no detector of small damage: with a
+fifth of the box gone on a side, 62 % pass.
 """
 
 from __future__ import annotations
