@@ -108,7 +108,9 @@ def _makes(kind: str, target: Any) -> bool:
             made = get_type_hints(target).get("return")
         except (NameError, TypeError):
             return False
-    method = {"verifier": "__call__", "solver": "step", "world": "__init__"}[kind]
+    if kind == "world":
+        return inspect.isclass(made)
+    method = {"verifier": "__call__", "solver": "step"}[kind]
     return inspect.isclass(made) and inspect.isfunction(getattr(made, method, None))
 
 
