@@ -76,11 +76,11 @@ def search(world: str, each: int, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         found = api.draw(asked, "random(n=8)", Path(folder) / "run", world=world, guidance=1.0, seed=seed)
     judged = [
-        np.array([v["judge"] > HALF for v in vs])
+        np.array([v["judge"] > 0.5 for v in vs])
         for vs in ([r.plain_verdicts for r in found], [r.verdicts for r in found])
     ]
     out: dict[str, Any] = {"searches": len(found), "judge right": [float(j.mean()) for j in judged]}
-    out["judge mean log p"] = [
+    out["judge mean p"] = [
         float(np.mean([v["judge"] for v in vs]))
         for vs in ([r.plain_verdicts for r in found], [r.verdicts for r in found])
     ]

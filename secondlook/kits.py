@@ -5,12 +5,12 @@ A world whose pictures are grey is shown to people, and written to runs, in thre
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from secondlook.ddpm import on_its_path
@@ -95,18 +95,25 @@ def _scenes() -> Kit:
 
 def _digits() -> Kit:
     world = Digits()
-    return Kit("digits", _asks(world), lambda x: world.decode(x).expand(-1, -1, -1, 3).contiguous(), _load_classes,
-               {"learned": lambda: _Grey(classify.verifier("digits")), "judge": lambda: _Grey(classify.judge("digits"))}, None)  # fmt: skip
+    guides: dict[str, Callable[[], Verifier]] = {
+        "learned": lambda: Probability(classify.verifier("digits"), 1),
+        "judge": lambda: Probability(classify.judge("digits"), 1),
+    }
+
+    def decode(x: Tensor) -> Tensor:
+        return world.decode(x).expand(-1, -1, -1, 3).contiguous()
+
+    return Kit("digits", _asks(world), decode, _load_classes, guides, None)
 
 
 def _glyphs() -> Kit:
     world = Glyphs()
-    verifiers: dict[str, Callable[[], Verifier]] = {
-        "learned": lambda: classify.verifier("glyphs"),
-        "judge": lambda: classify.judge("glyphs"),
+    guides: dict[str, Callable[[], Verifier]] = {
+        "learned": lambda: Probability(classify.verifier("glyphs"), 3),
+        "judge": lambda: Probability(classify.judge("glyphs"), 3),
         "oracle": lambda: GlyphChecker("oracle"),
     }
-    return Kit("glyphs", _asks(world), world.decode, _load_classes, verifiers, GlyphChecker)
+    return Kit("glyphs", _asks(world), world.decode, _load_classes, guides, GlyphChecker)
 
 
 def _asks(world: Digits | Glyphs) -> Callable[[str], Condition]:
@@ -130,11 +137,14 @@ def _load_classes(path: Path) -> Loaded:
     return Loaded(called, interpolant, lambda c: network.encode([None if c is None else c.label]))
 
 
-class _Grey:
-    """A verifier of grey pictures, shown three equal channels."""
+class Probability:
+    """A classifier as a search and its report read it: the probability of the class asked for, in [0, 1], which ranks as its
+    logarithm does. channels: those of the world's pictures, which grey worlds show three times."""
 
-    def __init__(self, inner: Verifier):
-        self.inner, self.name = inner, inner.name
+    def __init__(self, inner: Verifier, channels: int):
+        self.inner, self.name, self.channels = inner, inner.name, channels
 
-    def __call__(self, samples: Tensor, conditions: Any) -> Tensor:
-        return self.inner(samples[..., :1].contiguous().to(torch.uint8), conditions)
+    def __call__(self, samples: Tensor, conditions: Sequence[Condition]) -> Tensor:
+        logs = self.inner(samples[..., : self.channels].contiguous(), conditions)
+        # One at a time: a vector's last numbers round differently from the others.
+        return torch.tensor([math.exp(v) for v in logs.tolist()], dtype=torch.float64)
