@@ -44,9 +44,13 @@ class Found:
             job = record["job"]
             self.jobs.setdefault((job["rung"]["name"], job["size"]), {})[job["seed"]] = record
 
+    def seeds(self, rung: str, size: str, key: str, what: str = "fid") -> dict[int, float]:
+        """A number for each seed that has one."""
+        found = self.jobs.get((rung, size), {})
+        return {s: float(found[s][key][what]) for s in sorted(found) if key in found[s]}
+
     def values(self, rung: str, size: str, key: str, what: str = "fid") -> np.ndarray:
-        seeds = self.jobs.get((rung, size), {})
-        return np.array([seeds[s][key][what] for s in sorted(seeds) if key in seeds[s]])
+        return np.array(list(self.seeds(rung, size, key, what).values()))
 
 
 def spread(values: np.ndarray) -> str:
@@ -91,19 +95,19 @@ def curves(found: Found, nfes: Sequence[int]) -> str:
 
 @dataclass(frozen=True)
 class Ordering:
-    """A claim of the paper's: the second is better (lower) than the first."""
+    """A claim of the paper's: the second is better (lower) than the first. Held seed against the same seed."""
 
     text: str
-    first: np.ndarray
-    second: np.ndarray
+    first: dict[int, float]
+    second: dict[int, float]
 
     @property
     def verdict(self) -> str:
-        if not len(self.first) or len(self.first) != len(self.second):
+        gaps = np.array([self.first[s] - self.second[s] for s in sorted(self.first.keys() & self.second.keys())])
+        if not len(gaps):
             return "not measured"
-        gaps = self.first - self.second
-        mean, n = gaps.mean(), len(gaps)
-        if n == 1:
+        mean = gaps.mean()
+        if len(gaps) == 1:
             return f"{mean:+.2f} in one seed: undecided"
         word = "holds" if (gaps > 0).all() else "is reversed" if (gaps < 0).all() else "undecided"
         return f"{word} ({mean:+.2f}, seeds {', '.join(f'{g:+.2f}' for g in gaps)})"
@@ -111,7 +115,7 @@ class Ordering:
 
 def orderings(found: Found, names: Sequence[str], nfes: Sequence[int]) -> str:
     """Each of the paper's orderings and whether every seed agrees with it."""
-    b: Callable[[str, str], np.ndarray] = lambda rung, key: found.values(rung, "B", key)  # noqa: E731
+    b: Callable[[str, str], dict[int, float]] = lambda rung, key: found.seeds(rung, "B", key)  # noqa: E731
     low, high = min(nfes, key=lambda n: abs(n - 16)), max(nfes)
     line = "Linear velocity"
     claims = [
@@ -122,9 +126,9 @@ def orderings(found: Found, names: Sequence[str], nfes: Sequence[int]) -> str:
         Ordering("interpolant: GVP before VP, velocity (ODE)", b("VP velocity", "ode"), b("GVP velocity", "ode")),
         Ordering("GVP before Linear, velocity (ODE; 0.2 in the paper)", b(line, "ode"), b("GVP velocity", "ode")),
         *(Ordering(f"sampler: SDE before ODE, {r}", b(r, "ode"), b(r, "sde")) for r in list(PAPER)[2:]),
-        *(Ordering(f"SiT (SDE) before DiT at size {s}", found.values("DDPM noise", s, "sde"), found.values(line, s, "sde"))
+        *(Ordering(f"SiT (SDE) before DiT at size {s}", found.seeds("DDPM noise", s, "sde"), found.seeds(line, s, "sde"))
           for s in names),
-        *(Ordering(f"SiT: size {b2} before {a}", found.values(line, a, "sde"), found.values(line, b2, "sde"))
+        *(Ordering(f"SiT: size {b2} before {a}", found.seeds(line, a, "sde"), found.seeds(line, b2, "sde"))
           for a, b2 in pairwise(names)),
         Ordering(f"few evaluations ({low}): ODE before SDE, w_KL", b(line, f"kl {low}"), b(line, f"ode {low}")),
         Ordering(f"many evaluations ({high}): SDE, w_KL before ODE", b(line, f"ode {high}"), b(line, f"kl {high}")),
@@ -173,7 +177,7 @@ def plot(found: Found, nfes: Sequence[int], floor: float) -> str:
 
 def write(out: Path, scale: Any, docs: Path | None, how: str) -> str:
     """The whole report as Markdown; with ``docs`` also docs/results/sit.md and docs/pictures/sit-nfe.svg."""
-    from secondlook.bench.sit import floor_score
+    from secondlook.bench.sit import ETA, LARGE_SEEDS, floor_score
 
     found, floor = Found(out), floor_score()
     text = f"""# SiT's orderings in a small world
@@ -184,7 +188,7 @@ World: Digits (1,442 training pictures of 8 x 8, ten classes). Network of the la
 steps of 128 pictures, averaged weights, no guidance. Score: Frechet distance in the 64 features of the shipped `digits-features` network
 between {scale.samples:,} samples (balanced classes) and all training pictures; lower is better. The 355 real test pictures score {floor:.2f}
 by the same measure (fewer of them, so a little too high). "Class seen": share of samples whose class an independent classifier gives at
-least probability 1/2. Mean ± standard deviation over {scale.seeds} seeds (seed: weights, data order, times; the start noises of the samples are the
+least probability 1/2. Mean ± standard deviation over {scale.seeds} seeds, {min(scale.seeds, LARGE_SEEDS)} at size L (seed: weights, data order, times; the start noises of the samples are the
 same everywhere). These are not ImageNet FIDs and are not comparable with them.
 
 ## The ladder ({scale.nfe} evaluations a sample)
@@ -201,13 +205,15 @@ S, B, L here: width 32, 64, 96 and 3, 4, 6 layers.
 
 ## Evaluations against quality (Linear velocity, size B)
 
+w_KL,eta with eta = {ETA} (the paper does not say its own) and the training loss by time of the same run. The SDE's last step is the paper's (0.04, the drift alone), w_KL bounded to 0.2 / step.
+
 {curves(found, scale.curve)}
 
 ![Frechet distance against evaluations](../pictures/sit-nfe.svg)
 
 ## Which of the paper's orderings hold here
 
-"Holds" means in every seed, "undecided" that the seeds disagree.
+"Holds" means in every seed, "undecided" that the seeds disagree. Differences are between runs of one seed.
 
 {orderings(found, scale.sizes, scale.curve)}
 """
