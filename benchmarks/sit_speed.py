@@ -13,6 +13,7 @@ import argparse
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -155,20 +156,19 @@ def main() -> None:
         else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     )
     peaks = {d: matrix_peak(d, device) for d in (torch.float32, torch.bfloat16)}
-    rows = []
+    head = (f"Device: {name}; torch {torch.__version__}; commit {commit()}; `{' '.join(['python', *sys.argv])}`. Measured matrix peak: "
+            + ", ".join(f"{str(d).removeprefix('torch.')} {p / 1e12:.3f} TFLOP/s" for d, p in peaks.items()) + ".")  # fmt: skip
+    note = f"`*`: extrapolated from {args.steps} timed solver steps to {EVALS} evaluations." if args.steps else ""
+    rows: list[Row] = []
     for model in args.models:
         for dtype, peak in peaks.items():
             for mode in args.modes:
                 torch.compiler.reset()
                 rows.append(measure(model, dtype, mode == "compiled", args.batch, device, peak, args.steps))
                 print(json.dumps(rows[-1].__dict__), flush=True)
-    head = (f"Device: {name}; torch {torch.__version__}; commit {commit()}. Measured matrix peak: "
-            + ", ".join(f"{str(d).removeprefix('torch.')} {p / 1e12:.2f} TFLOP/s" for d, p in peaks.items()) + ".")  # fmt: skip
-    note = f"`*`: extrapolated from {args.steps} timed solver steps to {EVALS} evaluations." if args.steps else ""
-    text = f"# Speed of SiT's shapes\n\n{head}\n\n{table(rows)}\n\n{note}\n"
-    print(text)
-    if args.out:
-        args.out.write_text(text)
+                if args.out:  # after every row: compiling the largest takes minutes
+                    args.out.write_text(f"# Speed of SiT's shapes\n\n{head}\n\n{table(rows)}\n\n{note}\n")
+    print(f"{head}\n\n{table(rows)}\n\n{note}")
 
 
 if __name__ == "__main__":
