@@ -6,7 +6,6 @@ draw from it anew as the released SiT code does with the autoencoder in its trai
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from dataclasses import dataclass
@@ -52,7 +51,7 @@ def encode(job: Encoding, device: str | None = None) -> int:
         raise ConfigError(f"--size must divide by {vae.factor}, this autoencoder's; got {job.size}.")
     side = job.size // vae.factor
     settings = {
-        "version": secondlook.__version__, "size": job.size, "count": len(data), "pictures": _listing(data),
+        "version": secondlook.__version__, "size": job.size, "count": len(data), "pictures": data.digest,
         "vae": vae.digest, "scale": vae.scale, "shift": vae.shift, "shape": [vae.channels, side, side],
         "mirrored": job.mirrored, "dtype": "float32" if job.whole else "float16", "per part": job.per,
     }  # fmt: skip
@@ -87,11 +86,3 @@ def _write_part(parts: Parts, number: int, data: Images, vae: VAE, job: Encoding
         hint = "the autoencoder's own" if job.whole else "too large for float16; give --float32"
         raise SecondlookError(f"Part {number} of the latents holds numbers that are not finite: {hint}.")
     write_array(parts.path(number), found)
-
-
-def _listing(data: Images) -> str:
-    """SHA-256 of the pictures' names and sizes on disk: another set is another encoding."""
-    digest = hashlib.sha256()
-    for file in data.files:
-        digest.update(f"{file.relative_to(data.path).as_posix()}\t{file.stat().st_size}\n".encode())
-    return digest.hexdigest()

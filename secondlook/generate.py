@@ -137,8 +137,8 @@ def world_in(model: str, file: File) -> str | None:
             facts = json.loads((opened.metadata() or {}).get("facts", "{}"))
         except ValueError:
             return None
-    data = facts.get("data") if isinstance(facts, dict) else None  # training leaves its data's name
-    return data if data in WORLDS else None
+    said = [facts.get(k) for k in ("world", "data")] if isinstance(facts, dict) else []  # training leaves both
+    return next((name for name in said if name in WORLDS), None)
 
 
 def sha256(file: File) -> str:

@@ -91,7 +91,7 @@ def produce(
 def _finished(out: Path, plain: dict[str, Any]) -> dict[str, Any] | None:
     """The facts of a finished ``out``; ConfigError where it was made otherwise."""
     if not facts_of(out).exists():
-        if out.exists():
+        if out.exists() and not out.with_name(out.name + ".parts").is_dir():  # with parts: killed between the two files
             raise ConfigError(f'"{out}" exists already, and nothing says how it was made; choose another --out.')
         return None
     try:

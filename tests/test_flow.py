@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from secondlook.flow import ClassifierFree, Flow, Meter
+from secondlook.flow import ClassifierFree, Flow, Meter, loss_weight
 from secondlook.grid import grid
 from secondlook.noise import Key, normal
 from secondlook.path import GVP, KINDS, VP, Kind, Linear, Path, mix
@@ -152,3 +152,25 @@ def test_the_exact_network_has_the_least_loss(path: Path) -> None:
         gap = other.loss(data, noise, t, None) - best
         assert gap.mean() > 0.25 - 4 * gap.std() / n**0.5
         assert gap.mean() < 0.25 + 4 * gap.std() / n**0.5
+
+
+@pytest.mark.parametrize("kind", ["data", "noise", "velocity", "logp_grad"])
+@pytest.mark.parametrize("path", [Linear(), GVP(), VP()], ids=lambda p: p.name)
+def test_weights_make_every_prediction_pay_for_the_same_error(path: Path, kind: Kind) -> None:
+    """With one noise error e: weight "velocity" charges the velocity's error, "likelihood" the score's times w_KL / 2."""
+    t = torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)
+    c = path.coefs(t)
+    half = c.sigma * (c.sigma * c.d_alpha / c.alpha - c.d_sigma)
+    own = {
+        "noise": torch.ones_like(t),
+        "logp_grad": torch.ones_like(t),
+        "data": c.sigma / c.alpha,
+        "velocity": half / c.sigma,
+    }[kind]
+    want = {
+        "velocity": (half / c.sigma).square(),
+        "likelihood": half / c.sigma.square(),
+    }  # for e = 1; the score's error is e / sigma
+    for weight in ("velocity", "likelihood"):
+        got = own.square() * loss_weight(path, kind, weight, t)  # type: ignore[arg-type]
+        torch.testing.assert_close(got, want[weight])

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -186,3 +191,47 @@ def test_trained_weights_know_their_world(tmp_path: Path, capsys: pytest.Capture
         main(["sample", "--model", str(weights), "--class", "7", "--steps", "2", "--count", "2", "--out", str(out)])
         == 0
     ), capsys.readouterr().err
+
+
+def test_ctrl_c_saves_the_step_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "secondlook", "train", "digits", *MODEL, "--steps", "400", "--look-every", "0"]
+    words += ["--save-every", "100000", "--out", str(tmp_path / "job")]
+    job = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    log, deadline = tmp_path / "job" / "loss.jsonl", time.monotonic() + 120
+    assert job.stderr is not None
+    first = job.stderr.readline()  # the line after fifty steps
+    job.send_signal(signal.SIGINT)
+    rest = job.stderr.read()
+    assert job.wait() == 130, first + rest
+    found = re.search(r"stopped after step (\d+); the same command goes on", rest)
+    assert found, rest
+    assert time.monotonic() < deadline
+    subprocess.run(words, check=True, capture_output=True)
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert steps == list(range(1, 401))
+
+
+def test_without_dropped_labels_there_is_no_null_class_to_guide_by(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        main(
+            [
+                "train",
+                "digits",
+                *MODEL,
+                "--steps",
+                "1",
+                "--dropout",
+                "0",
+                "--look-every",
+                "0",
+                "--out",
+                str(tmp_path / "job"),
+            ]
+        )
+        == 0
+    )
+    weights = str(tmp_path / "job" / "weights.safetensors")
+    assert main(["sample", "--model", weights, "--cfg", "2", "--count", "2", "--out", str(tmp_path / "a.png")]) == 2
+    assert "without a null class" in capsys.readouterr().err

@@ -156,7 +156,12 @@ def plot(found: Found, nfes: Sequence[int], floor: float) -> str:
 
     parts = [f'<line x1="{LEFT}" x2="{W - RIGHT}" y1="{y(floor):.1f}" y2="{y(floor):.1f}" stroke="#888" stroke-dasharray="3 4"/>'
              f'<text x="{LEFT + 6}" y="{y(floor) + 14:.1f}">real test pictures</text>']  # fmt: skip
-    ticks = [t for e in range(-3, 4) for t in (10.0**e, 2 * 10.0**e, 3 * 10.0**e, 5 * 10.0**e, 7 * 10.0**e) if low <= math.log(t) <= high]
+    ticks = [
+        t
+        for e in range(-3, 4)
+        for t in (10.0**e, 2 * 10.0**e, 3 * 10.0**e, 5 * 10.0**e, 7 * 10.0**e)
+        if low <= math.log(t) <= high
+    ]
     parts += [f'<line x1="{LEFT}" x2="{W - RIGHT}" y1="{y(t):.1f}" y2="{y(t):.1f}" stroke="#8883"/>'
               f'<text x="{LEFT - 6}" y="{y(t) + 4:.1f}" text-anchor="end">{t:g}</text>' for t in ticks]  # fmt: skip
     parts += [f'<text x="{x(n):.1f}" y="{H - 20}" text-anchor="middle">{n}</text>' for n in nfes]

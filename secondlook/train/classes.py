@@ -148,9 +148,10 @@ def trainer(
 
 
 def named(data: Any) -> str:
-    """What a training remembers of its data, so as not to go on with others: a name, or a kind and how many."""
+    """What a training remembers of its data, so as not to go on with others: a name, or a kind, how many and a digest."""
     count = f" of {len(data)}" if hasattr(data, "__len__") else ""
-    return str(getattr(data, "name", type(data).__name__ + count))
+    digest = f", {data.digest}" if hasattr(data, "digest") else ""
+    return str(getattr(data, "name", type(data).__name__ + count + digest))
 
 
 def taken(data: Data, seed: int, step: int, count: int, rows: slice) -> tuple[Tensor, Tensor]:

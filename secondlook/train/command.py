@@ -8,8 +8,11 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import sys
+import threading
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +124,8 @@ def _classes(args: argparse.Namespace, world: str) -> int:
         predicts = _of_discrete(args)
     sit = presets.network(args.model or preset.model, tuple(data.shape), classes, predicts, path)
     recipe = presets.recipe(preset, predicts, **{k: getattr(args, k) for k in OF_RECIPE})
+    if recipe.dropout == 0:  # no null class is learnt, so that nothing can be guided by an untrained one
+        sit = replace(sit, null=False)
     config = presets.training(preset, **{k: getattr(args, k) for k in OF_CONFIG})
     folder = Path(args.out)
     if torch.cuda.is_available():
@@ -132,8 +137,9 @@ def _classes(args: argparse.Namespace, world: str) -> int:
         job = ddpm.trainer(folder, config, sit, data, recipe.dropout, looks=looks)
     else:
         job = trainer(folder, config, sit, data, recipe, looks=looks)
-    for _ in reported(job.run(), config, job.place.first):
-        pass
+    code = stopped(job, reported(job.run(), config, job.place.first))
+    if code:
+        return code
     if job.place.first:
         module, facts = job.ema.module, {"world": world, **facts_of(job)}
         assert isinstance(module, SiT)
@@ -141,6 +147,34 @@ def _classes(args: argparse.Namespace, world: str) -> int:
         save(module, folder / "weights.safetensors", module.describe(), {**facts, **job.about, "loss_by_time": table})
         print(json.dumps({"weights": str(folder / "weights.safetensors"), **facts}))
     job.place.close()
+    return 0
+
+
+def stopped(job: Trainer, ticks: Iterable[Tick]) -> int:
+    """Run to the end (0), or to the first Ctrl-C: the step under way is finished, the state saved, and 130 returned. A
+    second Ctrl-C stops at once."""
+    asked: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    own = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, note) if own else None
+    try:
+        for tick in ticks:
+            if asked and tick.step < job.config.steps:
+                job.save()
+                if job.place.first:
+                    print(
+                        f"secondlook: stopped after step {tick.step}; the same command goes on from there.",
+                        file=sys.stderr,
+                    )
+                return 130
+    finally:
+        if own:
+            signal.signal(signal.SIGINT, before)
     return 0
 
 

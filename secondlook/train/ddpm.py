@@ -21,7 +21,7 @@ from secondlook.flow import loss_weight
 from secondlook.models.sit import Labels, SiT, SiTConfig
 from secondlook.path import mix
 from secondlook.solve import rows_of
-from secondlook.train.classes import Data
+from secondlook.train.classes import Data, named, taken
 from secondlook.train.loop import ByRows, Rows, TrainConfig, Trainer
 
 _HALF_BIN = 1 / 255  # of 256 levels spread over [-1, 1]
@@ -110,13 +110,13 @@ def trainer(
     bound = Bound(path)
 
     def draw(step: int, generator: torch.Generator, rows: slice) -> tuple[Tensor, ...]:
-        x, label = data.batch(config.seed, step, config.batch)
+        x, label = taken(data, config.seed, step, config.batch, rows)
         if sit.null:
-            dropped = torch.rand(len(label), generator=generator) < dropout
+            dropped = (torch.rand(config.batch, generator=generator) < dropout)[rows]
             label = torch.where(dropped, torch.full_like(label, sit.classes), label)
-        index = torch.randint(0, path.steps, (len(x),), generator=generator)
-        noise = torch.randn(x.shape, generator=generator)
-        return x[rows], label[rows], index[rows], noise[rows]
+        index = torch.randint(0, path.steps, (config.batch,), generator=generator)[rows]
+        noise = torch.randn(config.batch, *x.shape[1:], generator=generator)[rows]
+        return x, label, index, noise
 
     def loss(forward: Callable[..., Tensor], x: Tensor, label: Tensor, index: Tensor, noise: Tensor) -> Rows:
         t = path.time(index)
@@ -126,5 +126,11 @@ def trainer(
         velocity = error.detach() * loss_weight(path, "noise", "velocity", t).to(error)
         return Rows(error + share, t, velocity)
 
-    about = {"network": module.describe(), "abar": list(path.abar), "dropout": dropout, **more.pop("about", {})}
+    about = {
+        "data": named(data),
+        "network": module.describe(),
+        "abar": list(path.abar),
+        "dropout": dropout,
+        **more.pop("about", {}),
+    }
     return Trainer(module, ByRows(draw, loss), config, folder, about=about, **more)

@@ -8,6 +8,7 @@ side by bicubic interpolation, cut the centre; then a horizontal flip with proba
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -86,6 +87,14 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.files)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the pictures' names and sizes on disk: another set has another."""
+        found = hashlib.sha256()
+        for file in self.files:
+            found.update(f"{file.relative_to(self.path).as_posix()}\t{file.stat().st_size}\n".encode())
+        return found.hexdigest()
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
@@ -195,6 +204,11 @@ class Latents:
             raise DamagedError(
                 f"The latents in {self.path} are {count}, their labels {len(self.labels)}; encode them anew."
             )
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of what the encoding says of itself: its pictures, autoencoder, scale and size."""
+        return hashlib.sha256(json.dumps(self.about, sort_keys=True).encode()).hexdigest()
 
     def _part(self, number: int, count: int) -> np.ndarray:
         """A part, mapped and not read: [n, 1 or 2 (mirrored), 2 (mean, std), *shape]."""
