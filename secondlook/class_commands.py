@@ -19,7 +19,7 @@ from secondlook.registry import MODELS
 Args = argparse.Namespace
 # Options of `sample` that a prompt does not take.
 CLASS_ONLY = ("world", "cls", "labels", "vae", "cfg_channels", "cfg_interval", "weak", "weak_scale", "interval", "eps",
-              "last_step", "device", "part")  # fmt: skip
+              "last_step", "compile", "device", "part")  # fmt: skip
 METRICS = {
     "fid": ("fid",), "sfid": ("sfid",), "is": ("inception_score", "inception_score_std"), "pr": ("precision", "recall"),
     "dc": ("density", "coverage"),
@@ -85,7 +85,7 @@ def _asked(args: Args, labels: str) -> Any:
     given = {
         "solver": args.solver, "steps": args.steps, "shift": args.shift, "guidance": args.guidance, "weak": args.weak,
         "weak_scale": args.weak_scale, "preset": args.interval, "eps": args.eps, "last_step": args.last_step,
-        "vae": args.vae, "world": args.world, "bf16": args.bf16, "when": args.cfg_interval and tuple(args.cfg_interval),
+        "vae": args.vae, "world": args.world, "bf16": args.bf16, "compile": args.compile, "when": args.cfg_interval and tuple(args.cfg_interval),
         "labels": args.cls or args.labels or labels,
     }  # fmt: skip
     channels = _channels(args.cfg_channels)

@@ -156,6 +156,9 @@ def _plain(p: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--last-step", type=_real, help="of sde and sde_heun, which --steps counts; 0 is none (default: 0.04)"
     )
+    group.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, help="compile the network; needs a C++ compiler"
+    )
     group.add_argument("--device", help="default: this process's GPU, or the CPU")
     group.add_argument("--part", type=_number, help="pictures written at once (default: 256)")
     group.add_argument("--quiet", action="store_true", help="no progress on stderr")

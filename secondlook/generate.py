@@ -80,6 +80,7 @@ class Asked:
     eps: float | None = None
     last_step: float | None = None
     bf16: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for name, value, least, most in (("count", self.count, 1, 10**8), ("steps", self.steps, 1, 10_000),
@@ -337,6 +338,9 @@ def build(asked: Asked, device: torch.device, rows: int | None = None) -> Sample
     files = {"model": find(asked.model), **({"weak": find(asked.weak)} if asked.weak else {})}
     networks = {name: load_sit(file).to(device) for name, file in files.items()}
     digests = {name: sha256(file) for name, file in files.items()}
+    if asked.compile:
+        for network in networks.values():
+            network.full = torch.compile(network.full)  # type: ignore[method-assign]
     vae: VAE | None = None
     decode: Callable[[Tensor], Tensor] = to_bytes
     if asked.world is not None:

@@ -317,3 +317,24 @@ def test_without_diffusers_the_extra_is_named(
     monkeypatch.setitem(sys.modules, "diffusers", None)
     code, _, err = run(capsys, "--model", kit["sit"], "--vae", "x", "--out", tmp_path / "s.npz")
     assert (code, "pip install 'secondlook[hub]'" in err) == (1, True), err
+
+
+def test_compile_wraps_every_network_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for, the whole head goes through the compiler; not asked for, nothing does."""
+    compiled: list[Any] = []
+
+    def wrap(full: Any) -> Any:
+        def call(*words: Any) -> Any:
+            compiled.append(words)
+            return full(*words)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", wrap)
+    made = {}
+    for choice in (False, True):
+        asked = Asked("digits", count=2, world="digits", steps=2, labels="7", compile=choice)
+        sampler = build(asked, torch.device("cpu"))
+        made[choice], _ = sampler.draw(range(2))
+        assert len(compiled) == (3 if choice else 0)
+    assert (made[False] == made[True]).all()
