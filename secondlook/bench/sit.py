@@ -84,7 +84,7 @@ class Scale:
     sizes: tuple[str, ...] = ("S", "B", "L")
 
 
-QUICK = Scale(steps=400, samples=300, seeds=1, nfe=16, curve=(8, 16, 32), sizes=("S", "B"))
+QUICK = Scale(steps=300, samples=300, seeds=1, nfe=16, curve=(8, 16, 32), sizes=("S", "B"))
 
 
 @dataclass(frozen=True)
