@@ -25,7 +25,8 @@ from secondlook.errors import ConfigError, DamagedError, ShapeError, nearest
 from secondlook.models import checkpoint
 from secondlook.models.layers import Attention, FeedForward, position_table
 from secondlook.types import Condition, Verifier
-from secondlook.verify.learned import _one_thread
+from secondlook.verify.learned import one_thread
+from secondlook.verify.networks import Residual
 from secondlook.worlds.digits import Digits
 from secondlook.worlds.glyphs import Glyphs
 
@@ -45,19 +46,6 @@ class ClassifierConfig:
     rejects: bool = True
 
 
-class _Residual(nn.Module):
-    """Two 3x3 convolutions beside a shortcut."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.norm = nn.GroupNorm(8, width)
-        self.one = nn.Conv2d(width, width, 3, padding=1)
-        self.two = nn.Conv2d(width, width, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.two(F.silu(self.one(F.silu(self.norm(x)))))
-
-
 class Conv(nn.Module):
     """The verifier's: a residual convolutional network, pooled over the picture by mean and maximum."""
 
@@ -65,9 +53,9 @@ class Conv(nn.Module):
         super().__init__()
         large = side > 8
         self.stem = nn.Conv2d(channels, width, 4 if large else 3, 2 if large else 1, 1)
-        self.first = _Residual(width)
+        self.first = Residual(width)
         self.shrink = nn.Conv2d(width, 2 * width, 4, 2, 1)
-        self.second = _Residual(2 * width)
+        self.second = Residual(2 * width)
         self.norm = nn.GroupNorm(8, 2 * width)
         self.head = nn.Linear(4 * width, outputs)
 
@@ -89,8 +77,8 @@ class Tokens(nn.Module):
         large = side > 8
         half = width // 2
         self.stem = nn.Sequential(
-            nn.Conv2d(channels, half, 5, 2 if large else 1, 2), _Residual(half),
-            nn.Conv2d(half, width, 2, 2), _Residual(width),
+            nn.Conv2d(channels, half, 5, 2 if large else 1, 2), Residual(half),
+            nn.Conv2d(half, width, 2, 2), Residual(width),
         )  # fmt: skip
         self.register_buffer("positions", position_table(side // 4 if large else side // 2, width), persistent=False)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2 * depth))
@@ -217,7 +205,7 @@ def _run(network: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor, wid
     device = next(network.parameters()).device
     parts = [x.new_zeros(0, width)]
     for part, count in _groups(x):
-        with _one_thread():
+        with one_thread():
             parts.append(forward(part.to(device))[:count].cpu())
     return torch.cat(parts)
 

@@ -53,7 +53,7 @@ def seen_in(cells: Tensor) -> Seen:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Threads share out a batch at places that depend on its rows' positions, and vector loops round differently there."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -96,7 +96,7 @@ class LearnedVerifier:
             count = len(x)
             x = torch.cat([x, x.new_zeros(ROWS - count, *x.shape[1:])]).to(device)
             words = torch.cat([words, words.new_ones(ROWS - count, words.shape[1])]).to(device)
-            with _one_thread():
+            with one_thread():
                 reading = self.network(x, words[:, None])
             out[start : start + count] = reading.match[:count, 0].double().cpu()
             seen += [seen_in(cells) for cells in reading.cells[:count].cpu()]

@@ -65,7 +65,7 @@ def tokenize(words: Sequence[str], length: int, prompts: Sequence[str]) -> Tenso
     return ids
 
 
-class _Residual(nn.Module):
+class Residual(nn.Module):
     """Two 3x3 convolutions beside a shortcut."""
 
     def __init__(self, width: int):
@@ -103,7 +103,7 @@ class Tokens(nn.Module):
         c = self.config = config
         half = c.stem // 2
         self.stem = nn.Sequential(
-            nn.Conv2d(3, half, 4, 2, 1), nn.SiLU(), nn.Conv2d(half, c.stem, 4, 2, 1), _Residual(c.stem), nn.SiLU(),
+            nn.Conv2d(3, half, 4, 2, 1), nn.SiLU(), nn.Conv2d(half, c.stem, 4, 2, 1), Residual(c.stem), nn.SiLU(),
             nn.Conv2d(c.stem, c.width, 4, 2, 1),
         )  # fmt: skip
         self.register_buffer("positions", position_table(SIDE, c.width), persistent=False)
@@ -175,7 +175,7 @@ class Film(nn.Module):
         self.stem = nn.Sequential(
             nn.Conv2d(3, half, 5, 2, 2), nn.SiLU(), nn.Conv2d(half, c.stem, 3, 1, 1), nn.SiLU(),
             nn.Conv2d(c.stem, c.stem, 3, 2, 1), nn.SiLU(), nn.Conv2d(c.stem, c.width, 3, 2, 1),
-            *(_Residual(c.width) for _ in range(c.depth)),
+            *(Residual(c.width) for _ in range(c.depth)),
         )  # fmt: skip
         axis = (torch.arange(SIDE) + 0.5) / (SIDE / 2) - 1
         self.register_buffer("places", torch.stack(torch.meshgrid(axis, axis, indexing="xy")), persistent=False)
