@@ -36,6 +36,7 @@ from secondlook.models.official import is_own, load_sit
 from secondlook.models.sit import Labels, SiT
 from secondlook.noise import Key, integers, normal, uniform
 from secondlook.path import PATHS
+from secondlook.precise import Precise
 from secondlook.registry import MODELS, resolve
 from secondlook.sampling_npz import Spent
 from secondlook.settings import make_named
@@ -231,15 +232,15 @@ class Sampler:
         }  # fmt: skip
 
     def _flow(self) -> Flow:
-        network, weak = Cast(self._indexed(self.network), self.asked.bf16), None
+        network, weak = Precise(self._indexed(self.network), self.asked.bf16), None
         if self.weak is not None:
-            weak = Cast(self._indexed(self.weak), self.asked.bf16)
+            weak = Precise(self._indexed(self.weak), self.asked.bf16)
         return Flow(network, self.path, self._guide(weak))
 
     def _indexed(self, network: SiT) -> Any:
         return Indexed(network, self.path) if isinstance(self.path, Discrete) else network
 
-    def _guide(self, weak: Cast | None) -> Guide:
+    def _guide(self, weak: Precise | None) -> Guide:
         a, classes = self.asked, self.network.config.classes
         if weak is not None:
             return AutoGuidance(a.weak_scale, weak, a.when)
@@ -275,31 +276,6 @@ class Sampler:
             own = int((6 * state.step + 2).sum()) + n * (self.solver.end == "estimate" and self.times[-1] >= 1)
             return state.x, Spent(own, round(own * flow.meter.evals / flow.meter.nfe))
         return state.x, Spent(n * flow.meter.nfe, n * flow.meter.evals)
-
-
-@dataclass(frozen=True)
-class Cast:
-    """A network under autocast where ``bf16`` is set; predictions come back as float32. ``full`` is the whole head, for
-    solvers that read its variance."""
-
-    network: Any
-    bf16: bool
-
-    @property
-    def predicts(self) -> Any:
-        return self.network.predicts
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.network.shape)
-
-    def __call__(self, x: Tensor, t: Tensor, cond: Any) -> Tensor:
-        return self.full(x, t, cond)[:, : self.shape[0]]
-
-    def full(self, x: Tensor, t: Tensor, cond: Any) -> Tensor:
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
-            out: Tensor = self.network.full(x, t, cond)
-        return out.float()
 
 
 def labels_of(asked: Asked, classes: int) -> np.ndarray:
