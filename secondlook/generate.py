@@ -26,7 +26,7 @@ import secondlook
 from secondlook.adapters.vae import VAE, load_vae, to_bytes
 from secondlook.adaptive import Dopri5
 from secondlook.config import bind, parse_call
-from secondlook.ddpm import Discrete, Indexed, respaced
+from secondlook.ddpm import Discrete, on_its_path, respaced
 from secondlook.errors import ConfigError, SecondlookError, nearest
 from secondlook.flow import AutoGuidance, ClassifierFree, Flow, Guide, Plain
 from secondlook.grid import spread
@@ -35,7 +35,6 @@ from secondlook.models.checkpoint import locate
 from secondlook.models.official import is_own, load_sit
 from secondlook.models.sit import Labels, SiT
 from secondlook.noise import Key, integers, normal, uniform
-from secondlook.path import PATHS
 from secondlook.precise import Precise
 from secondlook.registry import MODELS, resolve
 from secondlook.sampling_npz import Spent
@@ -164,12 +163,8 @@ class Sampler:
 
     def __post_init__(self) -> None:
         self.solver = make_named("solver", self.asked.solver)
-        self.discrete = self.network.config.path == "discrete"
-        if not self.discrete and self.network.config.path not in PATHS:
-            raise ConfigError(
-                f'The model\'s path "{self.network.config.path}" is unknown; {nearest(self.network.config.path, PATHS)}'
-            )
-        self.path = Discrete() if self.discrete else PATHS[self.network.config.path]()
+        shown, self.path = on_its_path(self.network)
+        self.strong = Precise(shown, self.asked.bf16)
         self._refuse_misfits()
         self.times = self._times()
         self.labels = labels_of(self.asked, self.network.config.classes)
@@ -202,7 +197,7 @@ class Sampler:
         """The grid; its number of steps counts an SDE's last one."""
         a, name = self.asked, parse_call(self.asked.solver, "solver").name
         steps = a.steps or STEPS.get(name, 250)
-        if self.discrete and name in ("ddpm", "ddim") and a.shift == 1.0 and a.eps is None:
+        if isinstance(self.path, Discrete) and name in ("ddpm", "ddim") and a.shift == 1.0 and a.eps is None:
             return respaced(steps)
         kind = self.network.config.predicts
         if not isinstance(self.solver, Dopri5) and name in ("sde", "sde_heun"):
@@ -232,13 +227,8 @@ class Sampler:
         }  # fmt: skip
 
     def _flow(self) -> Flow:
-        network, weak = Precise(self._indexed(self.network), self.asked.bf16), None
-        if self.weak is not None:
-            weak = Precise(self._indexed(self.weak), self.asked.bf16)
-        return Flow(network, self.path, self._guide(weak))
-
-    def _indexed(self, network: SiT) -> Any:
-        return Indexed(network, self.path) if isinstance(self.path, Discrete) else network
+        weak = None if self.weak is None else Precise(on_its_path(self.weak)[0], self.asked.bf16)
+        return Flow(self.strong, self.path, self._guide(weak))
 
     def _guide(self, weak: Precise | None) -> Guide:
         a, classes = self.asked, self.network.config.classes
