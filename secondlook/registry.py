@@ -28,6 +28,9 @@ VERIFIERS = {
     "learned": "secondlook.verify.builtin:learned",
     "judge": "secondlook.verify.builtin:judge",
     "oracle": "secondlook.verify.builtin:oracle",
+    "brightness": "secondlook.verify.measures:Brightness",
+    "sharpness": "secondlook.verify.measures:Sharpness",
+    "compressibility": "secondlook.verify.measures:Compressibility",
 }
 WORLDS = {
     "scenes": "secondlook.worlds.scenes.world:Scenes",
@@ -53,6 +56,10 @@ ABOUT = {
     "learned": "the shipped verifier: a network's findings, held against the prompt's rules; guides",
     "judge": "the shipped second network, of the same kind: judges what others guided",
     "oracle": "the world's exact checker; as a guide it gives an upper bound, and is labelled so",
+    "brightness": "mean luma, 0 to 1; knows nothing of the prompt: for trying things out",
+    "sharpness": "spread of the luma's Laplacian; knows nothing of the prompt: for trying things out",
+    # The list pads names to twelve letters, and this one is longer.
+    "compressibility": " minus the JPEG's kilobytes, sign=-1: plus (2305.13301); knows nothing of the prompt: for trying things out",
     "scenes": "text-to-image: coloured shapes, counts and relations, 64 x 64",
     "digits": "classes 0 to 9: handwritten digits, 8 x 8, real data; a stand-in for ImageNet",
     "glyphs": "32 classes: one coloured shape, 32 x 32, unlimited data; a stand-in for ImageNet",
