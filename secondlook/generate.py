@@ -208,6 +208,9 @@ class Sampler:
             return spread(span.start, span.end, steps - (last > 0), a.shift, last)
         if a.last_step is not None:
             raise ConfigError(f"--last-step is for sde and sde_heun; got it with {name}.")
+        if isinstance(self.solver, Dopri5) and a.shift != 1.0:
+            raise ConfigError(f"--shift wants a solver of given steps, and dopri5 chooses its own; got --shift {a.shift:g}. "
+                              "Leave it out, or take another solver, such as heun.")  # fmt: skip
         span = interval(self.network.config.path, kind, "ode", preset=a.preset, eps=a.eps)
         return spread(span.start, span.end, 1 if isinstance(self.solver, Dopri5) else steps, a.shift)
 

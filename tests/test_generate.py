@@ -278,6 +278,10 @@ def test_contact_sheet_of_a_world(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--model", "{pixels}", "--eps", "0.7"], "--eps must be"),
         (["--model", "{pixels}", "--last-step", "0.04"], "for sde and sde_heun"),
         (["--model", "{pixels}", "--solver", "sde", "--steps", "1"], "at least two --steps"),
+        (
+            ["--model", "{pixels}", "--solver", "dopri5", "--shift", "3"],
+            "dopri5 chooses its own; got --shift 3. Leave it out",
+        ),
         (["--model", "{pixels}", "--device", "abacus"], "cannot be used here"),
         (["--model", "{out}"], "name the one you mean"),
     ],
