@@ -38,11 +38,6 @@ def sampled(network: SiT, labels: Tensor, steps: int = 20, name: str = "look") -
     return integrate(flow, Heun(), state, times, Labels(labels.to(device))).x.cpu()
 
 
-def to_bytes(x: Tensor) -> Tensor:
-    """x [N, C, H, W] in about [-1, 1] to uint8 pictures [N, H, W, C]."""
-    return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-
-
 def sheet(decode: Decode, rows: int = 10, columns: int = 6) -> Callable[[Any], Image.Image]:
     """A maker of contact sheets: up to ``rows`` classes, evenly chosen, a row each. decode: x [N, *S] to uint8 pictures
     [N, H, W, 1 or 3]."""

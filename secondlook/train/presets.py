@@ -13,9 +13,10 @@ from secondlook.flow import Weight
 from secondlook.models.sit import SiTConfig
 from secondlook.path import PATHS, Kind
 from secondlook.train.classes import FLOOR, Objective, Recipe, Times
-from secondlook.train.looks import right, sheet, to_bytes
+from secondlook.train.looks import right, sheet
 from secondlook.train.loop import TrainConfig
 from secondlook.train.watch import Looks
+from secondlook.worlds.pixels import to_bytes
 
 PREDICTS: dict[str, Kind] = {"velocity": "velocity", "noise": "noise", "data": "data", "score": "logp_grad"}
 _OF_DATA = ("side", "channels", "classes", "predicts", "path")

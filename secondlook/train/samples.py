@@ -20,6 +20,7 @@ from secondlook.path import Linear
 from secondlook.registry import DEFAULTS
 from secondlook.solve import Euler, integrate
 from secondlook.types import State
+from secondlook.worlds.pixels import to_bytes
 from secondlook.worlds.scenes.checker import check
 from secondlook.worlds.scenes.grammar import WORDS, Prompt, parse
 from secondlook.worlds.scenes.prompts import prompt_set, sample_training
@@ -83,7 +84,7 @@ def draw(network: TextSiT, prompts: Sequence[str], keys: Sequence[Key], steps: i
         n = len(prompts)
         start = State(normal(keys, network.shape), torch.zeros(n), tuple(keys), torch.zeros(n, dtype=torch.long))
         x = integrate(flow, Euler(), start, grid(steps, DEFAULTS["shift"]), cond).x
-    return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    return to_bytes(x.float()).numpy()
 
 
 def collect(weights: Path, count: int, out: Path, seed: int) -> Iterator[int]:

@@ -40,6 +40,7 @@ from torch import Tensor
 from secondlook.errors import ConfigError, ShapeError
 from secondlook.noise import Key, uniform
 from secondlook.types import Condition
+from secondlook.worlds.pixels import to_bytes
 from secondlook.worlds.scenes.checker import FOREGROUND, MAX_COLOR_DISTANCE
 from secondlook.worlds.scenes.grammar import COLORS, SHAPES
 from secondlook.worlds.scenes.render import BACKGROUND, signed_distance
@@ -86,7 +87,7 @@ class Glyphs:
 
     def decode(self, x: Tensor) -> Tensor:
         """x [B, 3, 32, 32] in about [-1, 1] to uint8 pictures [B, 32, 32, 3]."""
-        return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        return to_bytes(x)
 
     def pictures(self, seed: int, step: int, count: int) -> tuple[Tensor, Tensor]:
         """Fresh pictures uint8 [count, 32, 32, 3] and labels int64 [count], uniform: a pure function of its numbers."""

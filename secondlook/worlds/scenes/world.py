@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from secondlook.types import Condition
+from secondlook.worlds.pixels import to_bytes
 from secondlook.worlds.scenes.checker import check
 from secondlook.worlds.scenes.grammar import parse
 
@@ -23,7 +24,7 @@ class Scenes:
 
     def decode(self, x: Tensor) -> Tensor:
         """x [B, 3, H, W] in about [-1, 1] to uint8 pictures [B, H, W, 3]."""
-        return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        return to_bytes(x)
 
 
 class Checker:
