@@ -51,15 +51,20 @@ class Team:
         """The device asked for, or this process's own GPU, or the CPU; ConfigError for one that is not there."""
         if asked is None:
             asked = f"cuda:{self.local % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
-        try:
-            found = torch.device(asked)
-            torch.empty(0, device=found)
-        except (RuntimeError, AssertionError) as error:
-            reason = " ".join(str(error).split())[:120]
-            raise ConfigError(
-                f'The device "{asked}" cannot be used here ({reason}); leave the option out, or write cpu.'
-            ) from None
-        return found
+        return usable(asked)
+
+
+def usable(name: str) -> torch.device:
+    """The device of that name; ConfigError for one that is not there."""
+    try:
+        found = torch.device(name)
+        torch.empty(0, device=found)
+    except Exception as error:  # torch raises half a dozen kinds
+        reason = " ".join(str(error).split())[:120]
+        raise ConfigError(
+            f'The device "{name}" cannot be used here ({reason}); leave the option out, or write cpu.'
+        ) from None
+    return found
 
 
 @dataclass(frozen=True)

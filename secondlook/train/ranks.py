@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from secondlook.errors import ConfigError, MissingExtra
+from secondlook.parts import usable
 
 
 @dataclass(frozen=True)
@@ -38,16 +39,7 @@ class Place:
             raise ConfigError(f"This training runs in one process; {world} were started.")
         if world > 1:
             return _among(device)
-        wanted = device or ("cuda" if shared and torch.cuda.is_available() else "cpu")
-        try:
-            found = torch.device(wanted)
-            torch.empty(0, device=found)
-        except Exception as error:  # torch raises half a dozen kinds
-            reason = " ".join(str(error).split())[:120]
-            raise ConfigError(
-                f'The device "{wanted}" cannot be used ({reason}); write cpu, or leave the option out.'
-            ) from None
-        return Place(found)
+        return Place(usable(device or ("cuda" if shared and torch.cuda.is_available() else "cpu")))
 
     @property
     def first(self) -> bool:
