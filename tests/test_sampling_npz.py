@@ -115,7 +115,7 @@ def test_two_processes_make_the_same_file(pixels: Path, tmp_path: Path, capsys: 
         "2",
         "--standalone",
         "-m",
-        "secondlook.cli",
+        "secondlook",
         "sample",
     ]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

@@ -164,7 +164,7 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
     words = ["train", "digits", *MODEL, "--steps", "20", "--no-bf16", "--seed", "3", "--look-every", "0"]
     assert main([*words, "--out", str(tmp_path / "one")]) == 0
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launch, "-m", "secondlook.cli", *words, "--accumulate", "2", "--out", str(tmp_path / "two")]
+    command = [*launch, "-m", "secondlook", *words, "--accumulate", "2", "--out", str(tmp_path / "two")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]

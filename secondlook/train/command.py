@@ -1,6 +1,6 @@
 """`secondlook train WORLD --out DIR`: base models, verifiers and judges; the same command again goes on exactly.
 
-Several GPUs: `torchrun --nproc_per_node N -m secondlook.cli train digits --out DIR`, with the extra [train] installed.
+Several GPUs: `torchrun --nproc_per_node N -m secondlook train digits --out DIR`, with the extra [train] installed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Where a training runs: its device, and its place among the processes that share every batch.
 
-Several processes are started by `torchrun --nproc_per_node N -m secondlook.cli train ...` (or by `accelerate launch` on
+Several processes are started by `torchrun --nproc_per_node N -m secondlook train ...` (or by `accelerate launch` on
 GPUs) and wired by the optional package accelerate, which nothing else needs. Each takes a slice of the same keyed batch,
 so that how many there are changes a training by rounding only.
 """
