@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import signal
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +15,8 @@ from torch import Tensor, nn
 
 from secondlook.cli import main
 from secondlook.errors import ConfigError, SecondlookError
-from secondlook.train.loop import TrainConfig, Trainer, rate
+from secondlook.train import command
+from secondlook.train.loop import Tick, TrainConfig, Trainer, rate
 from secondlook.train.scenes import batch, trainer
 from secondlook.worlds.scenes.checker import check
 from secondlook.worlds.scenes.grammar import parse
@@ -102,6 +106,30 @@ def test_train_command_writes_weights_that_sample(tmp_path: Path, capsys: pytest
     words = ["sample", "a red circle", "--count", "2", "--steps", "2", "--out", str(sheet)]
     assert main([*words, "--model", facts["weights"]]) == 0
     assert sheet.exists()
+
+
+def test_ctrl_c_in_the_training_of_the_base_saves_the_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The step under way is finished and saved, and the same command goes on after it."""
+    words = ["train", "scenes", "--out", str(tmp_path / "job"), "--steps", "3", "--batch", "2"]
+
+    def interrupted(ticks: Iterable[Tick], *more: Any) -> Iterator[Tick]:
+        for tick in ticks:
+            if tick.step == 2:
+                signal.raise_signal(signal.SIGINT)
+            yield tick
+
+    with monkeypatch.context() as patched:
+        patched.setattr(command, "reported", interrupted)
+        assert main(words) == 130
+    assert "stopped after step 2; the same command goes on" in capsys.readouterr().err
+    assert torch.load(tmp_path / "job" / "state.pt", weights_only=True)["step"] == 2
+    assert not (tmp_path / "job" / "weights.safetensors").exists()
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out)["steps"] == 3
+    steps = [json.loads(line)["step"] for line in (tmp_path / "job" / "loss.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3]
 
 
 @pytest.mark.parametrize(

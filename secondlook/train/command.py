@@ -99,15 +99,23 @@ def _base(args: argparse.Namespace) -> int:
     config = TrainConfig(steps=args.steps, batch=args.batch, hold=args.hold, seed=args.seed, bf16=args.bf16,
                          compile=args.compile)  # fmt: skip
     job = trainer(folder, config, args.predicts)
-    for tick in reported(job.run(), config):
-        if tick.step % 500 == 0 or tick.step == args.steps:
-            Image.fromarray(look(job)).save(folder / f"samples-{tick.step:06d}.png")
+    code = stopped(job, _pictured(job, reported(job.run(), config)))
+    if code:
+        return code
     module = job.ema.module
     assert isinstance(module, TextSiT)
     facts = facts_of(job)
     save(module, folder / "weights.safetensors", module.describe(), facts)
     print(json.dumps({"weights": str(folder / "weights.safetensors"), **facts}))
     return 0
+
+
+def _pictured(job: Trainer, ticks: Iterable[Tick], every: int = 500) -> Iterable[Tick]:
+    """The ticks, with a sheet of samples in the training's folder now and then and at the end."""
+    for tick in ticks:
+        if tick.step % every == 0 or tick.step == job.config.steps:
+            Image.fromarray(look(job)).save(job.folder / f"samples-{tick.step:06d}.png")
+        yield tick
 
 
 def _classes(args: argparse.Namespace, world: str) -> int:
