@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path as File
@@ -17,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from secondlook import parts
 from secondlook.cli import main
 from secondlook.config import bind, parse_call
 from secondlook.errors import ConfigError, DamagedError
@@ -30,8 +32,10 @@ from secondlook.sde import Diffusion, EulerMaruyama, LossTable
 from secondlook.train.classes import Recipe, trainer
 from secondlook.train.loop import TrainConfig, Trainer
 from secondlook.train.watch import Looks
+from secondlook.worlds.folder import open_data
 from tests import test_defects
 from tests.test_defects import SIT, waking
+from tests.test_folder import folder, tiny_vae
 
 
 @dataclass(frozen=True)
@@ -130,18 +134,37 @@ def test_defect_22_looks_at_a_training_take_no_gradients_and_are_kept(tmp_path: 
 
 
 def test_defect_23_the_device_is_the_launchers_local_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rank 9 of 16 may be number 1 on its machine."""
-    for name, value in (("RANK", "9"), ("WORLD_SIZE", "16"), ("LOCAL_RANK", "1")):
+    """Rank 9 of processes that go by fives to machines of eight GPUs is number 4 on its own; 9 % 8 would be taken twice."""
+    for name, value in (("RANK", "9"), ("WORLD_SIZE", "10"), ("LOCAL_RANK", "4")):
         monkeypatch.setenv(name, value)
-    assert Team.here() == Team(9, 16, 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(parts, "usable", torch.device)  # there need be no such GPU here
+    assert Team.here().device(None) == torch.device("cuda:4")
+    assert Team.here().device("cuda:6") == torch.device("cuda:6")
 
 
-def test_defect_24_fixed_tables_are_not_averaged(tmp_path: File) -> None:
-    """The averaged network holds the positional table to the bit; the weights are averaged in one call."""
+def test_defect_24_fixed_tables_are_not_averaged(tmp_path: File, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The averaged network holds the positional table to the bit, even one that changes on the way; the weights are averaged
+    in one call a step."""
+    calls: list[int] = []
+    lerp = torch._foreach_lerp_
+
+    def counted(tensors: Any, *more: Any) -> None:
+        calls.append(len(tensors))
+        lerp(tensors, *more)
+
+    monkeypatch.setattr(torch, "_foreach_lerp_", counted)
     job = trained(tmp_path)
-    list(job.run())
+    table = job.module.get_buffer("pos_embed")
+    for tick in job.run():
+        if tick.step == 3:
+            table.add_(1.0)
     assert "pos_embed" not in dict(job.module.named_parameters())
-    assert torch.equal(dict(job.ema.module.named_buffers())["pos_embed"], dict(job.module.named_buffers())["pos_embed"])
+    assert torch.equal(job.ema.module.get_buffer("pos_embed"), table)
+    name, weight = next(iter(job.module.named_parameters()))
+    assert not torch.equal(job.ema.module.get_parameter(name), weight)
+    assert calls == [len(list(job.module.parameters()))] * TRAINING.steps
 
 
 def test_defect_25_a_training_logs_what_samplers_need(tmp_path: File) -> None:
@@ -183,6 +206,20 @@ def test_defect_28_reduced_precision_and_recomputed_blocks_run(how: str) -> None
     with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
         got = sit.bfloat16()(x.bfloat16(), t, labels) if how == "cast" else sit(x, t, labels)
     assert float((got.detach().float() - want).norm() / want.norm()) < (0.05 if "cast" in how else 1e-6)
+
+
+def test_defect_29_pictures_are_encoded_once_for_all_epochs(tmp_path: File) -> None:
+    """Each picture and its mirror image once; trainings through several epochs need neither pictures nor autoencoder."""
+    source, vae, out = folder(tmp_path / "d", {"a": 3, "b": 2}), tiny_vae(tmp_path / "vae"), tmp_path / "latents"
+    assert main(["encode", str(source), "--vae", str(vae), "--size", "16", "--out", str(out)]) == 0
+    shutil.rmtree(source)
+    shutil.rmtree(vae)
+    data = open_data(out)
+    job = trainer(tmp_path / "job", TRAINING, replace(SIT, side=8, channels=4, classes=2), data, Recipe())
+    assert len(list(job.run())) * TRAINING.batch > 4 * len(data)
+    made = [np.load(part) for part in out.glob("0*.npy")]
+    assert (len(data), sum(len(part) for part in made)) == (5, 5)
+    assert {part.shape[1:3] for part in made} == {(2, 2)}  # plain and mirrored, mean and deviation
 
 
 def test_defect_31_samples_are_resumed_and_runs_do_not_collide(tmp_path: File) -> None:
