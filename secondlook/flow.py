@@ -30,7 +30,8 @@ class Network(Protocol):
 
 
 class Guide(Protocol):
-    """How a network is asked: ``passes`` network rows for each row of x."""
+    """How a network is asked: ``passes`` network rows for each row of x, at most. A guide may have ``steady`` too: true
+    where it is so many at every time, so that nobody need look at the times, which may be on a GPU."""
 
     @property
     def passes(self) -> int: ...
@@ -79,6 +80,10 @@ class ClassifierFree:
     def passes_at(self, t: float) -> int:
         return 2 if self._guided(t) else 1
 
+    @property
+    def steady(self) -> bool:
+        return self.interval is None
+
     def _guided(self, t: float) -> bool:
         return self.interval is None or self.interval[0] <= t < self.interval[1]
 
@@ -116,14 +121,20 @@ class AutoGuidance:
     def passes_at(self, t: float) -> int:
         return 2 if self.interval is None or self.interval[0] <= t < self.interval[1] else 1
 
+    @property
+    def steady(self) -> bool:
+        return self.interval is None
+
     def __call__(self, network: Network, x: Tensor, t: Tensor, cond: Any) -> Tensor:
         if network.predicts != self.weak.predicts:
             raise ConfigError(
                 f"Autoguidance wants two models of one prediction; got {network.predicts} and {self.weak.predicts}."
             )
         strong = network(x, t, cond)
-        low, high = self.interval or (-1.0, 2.0)
-        inside = (t >= low) & (t < high)
+        if self.interval is None:
+            weak = self.weak(x, t, cond)
+            return weak + self.scale * (strong - weak)
+        inside = (t >= self.interval[0]) & (t < self.interval[1])
         if not bool(inside.any()):
             return strong
         weak = self.weak(x, t, cond)
@@ -151,8 +162,15 @@ class Flow:
         """Data, noise, velocity and gradient of log density, each [B, *S], at x [B, *S] and t [B]."""
         value = self.guide(self.network, x, t, cond)
         self.meter.nfe += 1
-        self.meter.evals += max(map(self.guide.passes_at, t.tolist())) if self.guide.passes > 1 else 1
+        self.meter.evals += self._passes(t)
         return complete(self.path, x, t, self.network.predicts, value)
+
+    def _passes(self, t: Tensor) -> int:
+        """Network rows for a row of a batch at times [B]."""
+        guide = self.guide
+        if guide.passes <= 1 or getattr(guide, "steady", False):
+            return max(1, guide.passes)
+        return max(map(guide.passes_at, t.tolist()))
 
     def loss(
         self, data: Tensor, noise: Tensor, t: Tensor, cond: Any, weight: Weight = "velocity", floor: float = 0.05

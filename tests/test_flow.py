@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from secondlook.flow import ClassifierFree, Flow, Meter, loss_weight
+from secondlook.flow import AutoGuidance, ClassifierFree, Flow, Meter, Plain, loss_weight
 from secondlook.grid import grid
 from secondlook.noise import Key, normal
 from secondlook.path import GVP, KINDS, VP, Kind, Linear, Path, mix
@@ -81,6 +81,50 @@ def test_two_passes_are_one_call_of_twice_the_rows_and_are_charged() -> None:
     assert (plain.calls, guided.calls) == ([3] * 4, [6] * 4)
     assert one.meter == Meter(nfe=4, evals=4)
     assert two.meter == Meter(nfe=4, evals=8)
+
+
+@dataclass
+class Twice:
+    """A guide that asks twice before the middle, and does not say whether that is steady."""
+
+    passes: int = 2
+
+    def passes_at(self, t: float) -> int:
+        return 2 if t < 0.5 else 1
+
+    def __call__(self, network: Any, x: Tensor, t: Tensor, cond: Any) -> Tensor:
+        return network(x, t, cond)
+
+
+def test_a_guide_is_charged_by_the_batchs_earliest_row_where_its_cost_changes() -> None:
+    x, t = points(3)
+    for guide in (Twice(), ClassifierFree(2.0, with_nulls, lambda rows: [-1] * rows, interval=(0.0, 0.5))):
+        flow = Flow(Labelled(Linear()), Linear(), guide)
+        flow.estimate(x, t, [0, 1, 2])
+        assert flow.meter.evals == 2
+        flow.estimate(x, t.clamp_min(0.6), [0, 1, 2])
+        assert flow.meter.evals == 3
+
+
+class Halved:
+    """A network that knows no devices."""
+
+    predicts: Kind = "velocity"
+    shape = (2,)
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Any) -> Tensor:
+        return x / 2
+
+
+@pytest.mark.parametrize(
+    "guide", [Plain(), ClassifierFree(2.0, with_nulls), AutoGuidance(2.0, Halved())], ids=lambda g: type(g).__name__
+)
+def test_without_an_interval_nobody_waits_for_the_device(guide: Any) -> None:
+    """A meta tensor has no values: whatever would read one raises."""
+    flow = Flow(Halved(), Linear(), guide)
+    x, t = torch.zeros(3, 2, device="meta"), torch.zeros(3, device="meta")
+    assert flow.estimate(x, t, [0, 1, 2]).velocity.shape == (3, 2)
+    assert flow.meter == Meter(nfe=1, evals=guide.passes)
 
 
 def test_a_generation_is_charged_for_all_its_steps() -> None:
