@@ -244,9 +244,14 @@ def test_evaluate_scores_what_sample_wrote(
         (["--reference", "nowhere.npz"], 'There is no file "nowhere.npz"'),
         (["--reference", second, "--metrics", "fidd"], 'no metric "fidd"; did you mean "fid"'),
         (["--reference", second, "--rows", "0"], "--rows must be"),
+        (
+            ["--reference", second, "--out", str(tmp_path / "no/scores.json")],
+            "--out wants a file in an existing folder",
+        ),
+        (["--reference", second, "--out", str(tmp_path)], "--out wants a file in an existing folder"),
     ):
-        code, _, err = evaluate(*wrong)
-        assert (code, len(err.strip().splitlines()), pattern in err) == (2, 1, True), err
+        code, text, err = evaluate(*wrong)
+        assert (code, text, len(err.strip().splitlines()), pattern in err) == (2, "", 1, True), err  # before any work
     monkeypatch.undo()
     for features, pattern in (
         ("inception", "inception=FILE"),
