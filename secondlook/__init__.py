@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["Result", "__version__", "draw", "open_run", "resume"]
+__all__ = ["Result", "__version__", "draw", "load", "open_run", "resume"]
 
 
 def __getattr__(name: str) -> Any:
@@ -14,4 +14,8 @@ def __getattr__(name: str) -> Any:
         from secondlook import api
 
         return getattr(api, name)
+    if name == "load":
+        from secondlook.adapters.load import load
+
+        return load
     raise AttributeError(f"module 'secondlook' has no attribute {name!r}")

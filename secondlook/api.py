@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 import secondlook
+from secondlook import pipelines
 from secondlook import settings as conf
 from secondlook.config import parse_call
 from secondlook.engine.driver import Driver, Progress, replay
@@ -28,7 +29,7 @@ from secondlook.grid import grid
 from secondlook.kits import exact, kit
 from secondlook.models.checkpoint import locate
 from secondlook.noise import Key
-from secondlook.settings import Settings
+from secondlook.settings import PIPELINE, Settings
 from secondlook.types import Condition, Cost, Task, Verifier
 
 
@@ -52,10 +53,14 @@ class Result:
         Image.fromarray(self.picture).save(path)
 
 
-def build_rig(s: Settings, scoring: bool = True) -> Rig:
+def build_rig(s: Settings, scoring: bool = True, held: Any = None, guide: Verifier | None = None) -> Rig:
     """The rig that settings describe; reads weights, so damaged files show here. Without ``scoring`` it has neither
-    verifier nor judges."""
+    verifier nor judges. held: the adapter of a pipeline's run. guide: a verifier that is an object."""
     torch.set_num_threads(s.threads or torch.get_num_threads())
+    if scoring:
+        guide = guide or make_verifier(s)
+    if held is not None:
+        return pipelines.rig_of(s, held, guide if scoring else None)
     world = kit(s.world)
     loaded = world.load(locate(s.model))
     with torch.inference_mode():
@@ -64,41 +69,60 @@ def build_rig(s: Settings, scoring: bool = True) -> Rig:
     return Rig(
         flow,
         conf.make_named("solver", s.solver),
-        grid(s.steps, s.shift),
+        times_of(s),
         loaded.encode,
         world.decode,
-        make_verifier(s) if scoring else None,
+        guide if scoring else None,
         world.judges() if scoring else {},
         rows=s.rows or 16,
+        pad=s.pad is not False,
     )
+
+
+def times_of(s: Settings) -> tuple[float, ...]:
+    """A built-in world's grid."""
+    return grid(s.steps, 1.0 if s.shift is None else s.shift)
 
 
 def make_verifier(s: Settings) -> Verifier:
     """The guide: the world's own by its name, or another package's."""
-    return kit(s.world).verifier(s.verifier) or conf.make_named("verifier", s.verifier)
+    if s.verifier.startswith("object:"):
+        raise ConfigError(
+            f'This run is guided by the Python object "{s.verifier[7:]}"; give it again: verifier=..., to go on.'
+        )
+    own = None if s.world == PIPELINE else kit(s.world).verifier(s.verifier)
+    if s.world == PIPELINE and s.verifier in ("learned", "judge", "oracle"):
+        raise ConfigError(f'"{s.verifier}" belongs to the built-in worlds. A pipeline is guided by {", ".join(pipelines.GUIDES)}, '
+                          "or by your own: package.module:attribute.")  # fmt: skip
+    return own or conf.make_named("verifier", s.verifier)
 
 
-def digests(s: Settings) -> dict[str, str]:
+def digests(s: Settings, held: Any = None) -> dict[str, str]:
     """SHA-256 of the weights files that decide a run: the model's, and the shipped verifier's and judge's."""
+    if held is not None:
+        return {"model": held.digest()}
     files = {"model": locate(s.model), **kit(s.world).files()}
     return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items() if path.is_file()}
 
 
-def tasks_of(s: Settings) -> list[Task]:
+def tasks_of(s: Settings, held: Any = None) -> list[Task]:
     """A task for each prompt; its noise is keyed by the seed and the prompt's place in the list."""
-    world, times = kit(s.world), grid(s.steps, s.shift)
+    if held is None:
+        ask, times = kit(s.world).ask, times_of(s)
+    else:
+        ask, times = held.condition, held.schedule(s.steps, s.shift).times
     root = Key.root(s.seed)
-    return [Task(i, world.ask(p), root.child("task", i), times) for i, p in enumerate(s.prompts)]
+    return [Task(i, ask(p), root.child("task", i), times) for i, p in enumerate(s.prompts)]
 
 
 def budget_of(s: Settings, rig: Rig) -> Budget:
     """The run's budget; an endless plan with none may spend DEFAULT_SAMPLES plain samples."""
-    sample = rig.price(0.0, 1.0, "score")
+    sample = rig.price(rig.begin, 1.0, "score")
     budget = Budget(**s.budget)  # type: ignore[arg-type]
     budget.refuse_less_than(sample)
     if budget.endless and parse_call(s.plan).name != "random":
         budget = Budget(nfe=conf.DEFAULT_SAMPLES * sample.nfe)
-    plan = conf.make_plan(s.plan)(Task(0, Condition(), Key(0), grid(s.steps, s.shift)))
+    plan = conf.make_plan(s.plan)(Task(0, Condition(), Key(0), rig.times))
     budget.refuse_less_than(first_picture(plan, rig), f"The first picture of {s.plan}")
     return budget
 
@@ -119,25 +143,30 @@ def draw(
     """Search for the best picture of each prompt and return one Result a prompt, in order.
 
     Budgets hold for each prompt. ``out`` names the run's folder (new or empty; a temporary one by default).
-    ``options``: world, verifier, model, steps, solver, guidance, shift, seed, rows, bf16, threads (see settings.Settings).
-    Raises ConfigError for anything not understood, before a folder is made.
+    ``options``: world, verifier, model, steps, solver, guidance, shift, seed, rows, pad, bf16, threads (see settings.Settings);
+    model may also be a diffusers pipeline, its folder or hub id, or what ``secondlook.load`` returned, and the options of
+    ``secondlook.load`` are then taken too; verifier may be an object. Raises ConfigError for anything not understood, before
+    a folder is made.
     """
     limits = {"nfe": nfe, "evals": evals, "verdicts": verdicts, "seconds": seconds}
-    unknown = set(options) - set(Settings.__dataclass_fields__)
-    if unknown:
-        raise ConfigError(
-            f"draw has no option {sorted(unknown)[0]!r}; known: {', '.join(Settings.__dataclass_fields__)}."
-        )
+    _refuse_unknown(options)
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    s = Settings(texts, plan, budget=limits, **options).fill()
-    tasks_of(s)
-    make = conf.make_plan(s.plan)
+    make = conf.make_plan(plan)
     next(make(Task(0, Condition(), Key(0))), None)  # a plan checks its own options when it starts
-    command = command or _repeat(s, Path(out or "runs/again"))
-    s = s.resolved()
+    Budget(**limits)  # type: ignore[arg-type]
     if out is not None:
         refuse_full(Path(out))
-    rig = build_rig(s)
+    options, guide = {k: v for k, v in options.items() if v is not None}, None
+    if "verifier" in options:
+        options["verifier"], guide = pipelines.named(options["verifier"])
+    held = pipelines.hold(options.get("model"), options, options.get("world"))
+    if held is not None:
+        options = pipelines.usual(held, options)
+    s = Settings(texts, plan, budget=limits, **options).fill()
+    tasks = tasks_of(s, held)
+    command = command or _repeat(s, Path(out or "runs/again"))
+    s = s.resolved()
+    rig = build_rig(s, held=held, guide=guide)
     s.budget = {k: getattr(budget_of(s, rig), k) for k in limits}
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="secondlook-"))
     config = {
@@ -147,29 +176,47 @@ def draw(
         "versions": conf.versions(),
         "command": command,
         "oracle": exact(rig.verifier),
-        "weights": digests(s),
+        "weights": digests(s, held),
     }
+    if held is not None:
+        pipelines.prepared(rig, held, [t.condition for t in tasks])
     store = Store.create(folder, config)
-    return _carry(store, s, rig, progress)
+    return _carry(store, s, rig, progress, tasks)
 
 
-def resume(out: str | Path, progress: Progress | None = None) -> list[Result]:
-    """Finish an interrupted run; a finished one just gives its results."""
+def _refuse_unknown(options: dict[str, Any]) -> None:
+    fixed = ("prompts", "plan", "budget", "pipeline")
+    known = [n for n in (*Settings.__dataclass_fields__, *pipelines.OPTIONS) if n not in fixed]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ConfigError(f"draw has no option {unknown[0]!r}; known: {', '.join(known)}.")
+
+
+def resume(
+    out: str | Path, progress: Progress | None = None, *, model: Any = None, verifier: Verifier | None = None
+) -> list[Result]:
+    """Finish an interrupted run; a finished one just gives its results. model, verifier: the objects that it was drawn with,
+    where they were objects."""
     store = Store.open(Path(out))
     s = Settings.of(store.config)
     if Record.read(store).done:
         return results(store)
-    if store.config.get("weights", digests(s)) != digests(s):
+    held = pipelines.again(s, model) if s.world == PIPELINE else None
+    now = digests(s, held)
+    if store.config.get("weights", now) != now:
         raise ConfigError(
             f'The weights are not those that the run "{out}" began with, so it cannot go on as one run. Install the '
             f"release that made it ({store.config.get('version')}), or draw anew."
         )
-    return _carry(store, s, build_rig(s), progress)
+    rig, tasks = build_rig(s, held=held, guide=verifier), tasks_of(s, held)
+    if held is not None:
+        pipelines.prepared(rig, held, [t.condition for t in tasks])
+    return _carry(store, s, rig, progress, tasks)
 
 
-def _carry(store: Store, s: Settings, rig: Rig, progress: Progress | None) -> list[Result]:
+def _carry(store: Store, s: Settings, rig: Rig, progress: Progress | None, tasks: list[Task]) -> list[Result]:
     with store.writing():
-        Driver(tasks_of(s), conf.make_plan(s.plan), rig, Budget(**s.budget), store).run(progress)  # type: ignore[arg-type]
+        Driver(tasks, conf.make_plan(s.plan), rig, Budget(**s.budget), store).run(progress)  # type: ignore[arg-type]
     return results(store)
 
 
@@ -200,14 +247,16 @@ def open_run(out: str | Path) -> list[Result]:
 
 @dataclass(frozen=True)
 class Replayed:
-    """``same``: the picture drawn again has the recorded one's pixels, all of them."""
+    """``same``: the picture drawn again has the recorded one's pixels, all of them. difference: the largest in any channel of
+    any pixel, 0 to 255; where batches are not padded, company changes a network's last bits, and a level here and there."""
 
     outcome: int
     same: bool
+    difference: int
     picture: np.ndarray = field(repr=False)
 
 
-def replay_outcome(out: str | Path, outcome: int) -> Replayed:
+def replay_outcome(out: str | Path, outcome: int, *, model: Any = None) -> Replayed:
     """Draw one outcome again from its recorded derivation alone."""
     store = Store.open(Path(out))
     record = Record.read(store)
@@ -220,8 +269,11 @@ def replay_outcome(out: str | Path, outcome: int) -> Replayed:
             f"Outcome {outcome} is a half-made state that nobody looked at; it has no picture to compare."
         )
     s = Settings.of(store.config)
-    picture = replay(build_rig(s, scoring=False), outcome, lambda i: record.outcomes[i].proposal)
-    return Replayed(outcome, sha256(picture) == record.digests[outcome], picture)
+    held = pipelines.again(s, model) if s.world == PIPELINE else None
+    picture = replay(build_rig(s, scoring=False, held=held), outcome, lambda i: record.outcomes[i].proposal)
+    recorded = store.picture(outcome)
+    gap = np.abs(picture.astype(int) - recorded).max() if picture.shape == recorded.shape else 255
+    return Replayed(outcome, sha256(picture) == record.digests[outcome], int(gap), picture)
 
 
 def _repeat(s: Settings, folder: Path) -> str:
@@ -231,6 +283,11 @@ def _repeat(s: Settings, folder: Path) -> str:
         if value is not None:
             words += [f"--{name}", str(value)]
     for name in ("world", "verifier", "model", "steps", "solver", "guidance", "shift", "seed", "rows", "threads"):
-        words += [f"--{name}", str(getattr(s, name))]
+        if (value := getattr(s, name)) is not None and (name, value) != ("world", PIPELINE):
+            words += [f"--{name}", str(value)]
+    for name in pipelines.OPTIONS:
+        value = s.pipeline.get(name)
+        if value is not None and value is not False and (name, value) != ("true_guidance", 1.0):
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
     words += ["--bf16" if s.bf16 else "--no-bf16", "--out", str(folder) + "-again"]
     return shlex.join(words)

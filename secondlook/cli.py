@@ -64,7 +64,7 @@ def parser() -> Parser:
     draw.add_argument(
         "prompt", nargs="?", help="what to draw, in quotes: a prompt, or a class where the world has classes"
     )
-    draw.add_argument("--world", default="scenes", help="scenes (prompts), digits or glyphs (classes); default: scenes")
+    draw.add_argument("--world", help="scenes (prompts), digits or glyphs (classes); default: scenes, or the --model's")
     draw.add_argument("--prompts", metavar="FILE", help="one prompt a line, or GenEval metadata (JSON lines)")
     draw.add_argument("--plan", default="random(n=20)", help="default: %(default)s; see `secondlook list plans`")
     draw.add_argument("--out", required=True, metavar="DIR", help="the run's folder, new or empty")
@@ -74,8 +74,10 @@ def parser() -> Parser:
     budget.add_argument("--verdicts", type=_number, help="pictures shown to the verifier")
     budget.add_argument("--seconds", type=_real, help="seconds of work")
     _sampling(draw)
-    draw.add_argument("--verifier", default="learned", help="what guides: learned, oracle, or package.module:attribute")
+    draw.add_argument("--verifier", help="what guides: learned (default), oracle, brightness, sharpness (pipelines' default), "
+                      "compressibility, or package.module:attribute")  # fmt: skip
     draw.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    _pipeline(draw)
 
     _plain(commands.add_parser("sample", help="plain samples of a prompt or of classes, without search"))
 
@@ -118,7 +120,9 @@ def _sampling(p: argparse.ArgumentParser, classes: bool = False) -> None:
         group.add_argument(*flags, type=kind, help=f"{about}default in scenes: {usual[name]}{also.get(name, '')}")
 
     group = p.add_argument_group("sampling")
-    option(["--model"], str, "a shipped model's name or a weights file; ")
+    option(
+        ["--model"], str, "a shipped model's name, a weights file, or (draw) a diffusers pipeline's folder or hub id; "
+    )
     option(["--steps"], _number, "")
     option(["--solver"], str, "see `secondlook list solvers`; ")
     option(["--guidance", "--cfg"] if classes else ["--guidance"], _real, "1 is none; ")
@@ -131,6 +135,31 @@ def _sampling(p: argparse.ArgumentParser, classes: bool = False) -> None:
         action=argparse.BooleanOptionalAction,
         help="default: where the CPU has it" + (" (classes: no)" if classes else ""),
     )
+
+
+def _pipeline(p: argparse.ArgumentParser) -> None:
+    group = p.add_argument_group(
+        "pipelines (--model FOLDER or a hub id; needs secondlook[hub]); defaults are the pipeline's own"
+    )
+    group.add_argument("--height", type=_number, help="pixels")
+    group.add_argument("--width", type=_number, help="pixels")
+    group.add_argument("--negative", metavar="PROMPT", help="what guidance leads away from")
+    group.add_argument(
+        "--true-guidance", type=_real, help="FLUX: classifier-free guidance beside the distilled one (1: none)"
+    )
+    group.add_argument("--tokens", type=_number, help="of the long text encoder")
+    group.add_argument("--dtype", help="float32 (default on a CPU), bfloat16 (default on a GPU) or float16")
+    group.add_argument("--device", help="cpu, cuda, cuda:N or mps; default: the GPU where there is one")
+    group.add_argument(
+        "--free-text",
+        action="store_true",
+        default=None,
+        help="text encoders leave the device once the prompts are encoded",
+    )
+    group.add_argument("--adapter", metavar="MODULE:ATTR", help="for a pipeline that secondlook does not know")
+    group.add_argument("--vae", metavar="DIR", help="with SiT weights: the autoencoder that decodes")
+    group.add_argument("--pad", action=argparse.BooleanOptionalAction, default=None,
+                       help="pad batches to --rows, for pictures that repeat bit for bit (default: no on pipelines)")  # fmt: skip
 
 
 def _plain(p: argparse.ArgumentParser) -> None:
@@ -270,8 +299,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())  # so that --plan mine:plan finds mine.py here, as with `python -m`
-        from secondlook import commands
+        from secondlook import commands, notes
 
+        notes.to_stderr()
         code: int = getattr(commands, {"import": "import_weights"}.get(args.command, args.command))(args, words)
         sys.stdout.flush()
         return code

@@ -18,35 +18,41 @@ from secondlook.engine.ledger import Budget
 from secondlook.errors import ConfigError, nearest
 from secondlook.registry import MODELS, WORLD_DEFAULTS, resolve
 
+PIPELINE = "diffusers"  # the world of generators from outside: see pipelines.py
 DEFAULT_SAMPLES = 20  # what an endless plan without a budget may spend, in plain samples
 
 
 @dataclass
 class Settings:
     """What a run does. ``rows``, ``bf16`` and ``threads`` decide the last bits of a picture, so they are kept too. Model,
-    steps, guidance and shift are the world's own where they are not said (registry.WORLD_DEFAULTS)."""
+    steps, guidance and shift are the world's own where they are not said (registry.WORLD_DEFAULTS). pad: whether batches are
+    padded to ``rows`` (None: yes in the built-in worlds, no on pipelines, whose compute is dear). pipeline: how a generator
+    from outside was loaded."""
 
     prompts: list[str]
     plan: str = "random(n=20)"
     verifier: str = "learned"
     model: str = None  # type: ignore[assignment]
     steps: int = None  # type: ignore[assignment]
-    solver: str = "euler"
+    solver: str = None  # type: ignore[assignment]
     guidance: float = None  # type: ignore[assignment]
-    shift: float = None  # type: ignore[assignment]
+    shift: float | None = None
     seed: int = 0
     budget: dict[str, float | None] = field(default_factory=dict)
     rows: int | None = None
     bf16: bool | None = None
     threads: int | None = None
     world: str = "scenes"
+    pad: bool | None = None
+    pipeline: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.prompts:
             raise ConfigError("There is no prompt. Give one in quotes, or a file of them with --prompts.")
-        if self.world not in WORLD_DEFAULTS:
+        if self.world not in WORLD_DEFAULTS and self.world != PIPELINE:
             raise ConfigError(f'There is no world "{self.world}" to draw in; {nearest(self.world, WORLD_DEFAULTS)}')
-        for name, value in (("model", self.world), *WORLD_DEFAULTS[self.world].items()):
+        usual = WORLD_DEFAULTS.get(self.world, {})
+        for name, value in (("model", self.world), ("solver", "euler"), *usual.items()):
             if getattr(self, name) is None:
                 setattr(self, name, value)
         for name, least, most in (("steps", 1, 10_000), ("rows", 1, 4096), ("threads", 1, 1024), ("seed", 0, 2**63)):
@@ -55,7 +61,7 @@ class Settings:
                 raise ConfigError(f"--{name} must be from {least} to {most}; got {value}.")
         if not (self.guidance >= 0 and self.guidance < 1e3):
             raise ConfigError(f"--guidance must be a number from 0 to 1000 (1: none); got {self.guidance}.")
-        if not 0 < self.shift <= 1e3:
+        if self.shift is not None and not 0 < self.shift <= 1e3:
             raise ConfigError(f"--shift must be above 0 and at most 1000; got {self.shift}.")
         Budget(**self.budget)  # type: ignore[arg-type]
 
@@ -76,7 +82,8 @@ class Settings:
         target = resolve("plan", call.name)
         given = bind(call, target, skip=1)
         whole = {p.name: given.get(p.name, p.default) for p in list(signature(target).parameters.values())[1:]}
-        model = self.model if self.model in MODELS else str(Path(self.model).resolve())
+        local = self.model not in MODELS and (self.world != PIPELINE or Path(self.model).exists())
+        model = str(Path(self.model).resolve()) if local and self.model else self.model
         return replace(self, plan=str(Call(call.name, (), tuple(whole.items()))), model=model)
 
     def as_dict(self) -> dict[str, Any]:

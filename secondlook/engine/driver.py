@@ -114,7 +114,7 @@ class Driver:
         thread.round, waiting = [], 0
         for proposal in proposals:
             n, number = thread.count, self._id(thread, thread.count)
-            begin = start_time(proposal.move, lambda i: self._outcome(i).proposal.stop)
+            begin = start_time(self.rig, proposal.move, lambda i: self._outcome(i).proposal.stop)
             price = self.rig.price(begin, proposal.stop, proposal.ask)
             recorded = self.record.outcomes.get(number)
             closed = thread.task.index in self.record.ended or self._late(thread, price)
@@ -155,7 +155,7 @@ class Driver:
         plain = [o for o in thread.outcomes.values() if o.finished and o.proposal.move == first]
         if not plain and index not in self.record.baselines:
             proposal = Proposal(first, thread.task.condition, 1.0, "score")
-            self.queue.append(Job(thread, BASELINE, proposal, self.rig.price(0.0, 1.0, "score")))
+            self.queue.append(Job(thread, BASELINE, proposal, self.rig.price(self.rig.begin, 1.0, "score")))
         if index not in self.record.ended:
             done = [o for o in thread.outcomes.values() if o.finished]
             winner = best(done).id if done else None

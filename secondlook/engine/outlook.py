@@ -25,7 +25,7 @@ def first_picture(plan: Plan, rig: Rig) -> Cost:
         sent = [Outcome(len(known) + i, p, 0.0) for i, p in enumerate(proposals)]
         known += sent
         for p in proposals:
-            total = total + rig.price(start_time(p.move, stop_of), p.stop, p.ask)
+            total = total + rig.price(start_time(rig, p.move, stop_of), p.stop, p.ask)
             if p.stop >= 1.0:
                 return total
         if not sent:

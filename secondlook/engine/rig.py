@@ -13,28 +13,9 @@ from secondlook.flow import ClassifierFree, Flow, Guide, Network, Plain
 from secondlook.grid import EPS, after
 from secondlook.noise import Key, normal
 from secondlook.path import Path
+from secondlook.precise import Precise
 from secondlook.solve import Solver
 from secondlook.types import Condition, Cost, State, Verifier
-
-
-@dataclass(frozen=True)
-class Precise:
-    """A network called under autocast where ``bf16`` is set; predictions come back as float32."""
-
-    network: Network
-    bf16: bool
-
-    @property
-    def predicts(self) -> Any:
-        return self.network.predicts
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.network.shape
-
-    def __call__(self, x: Tensor, t: Tensor, cond: Any) -> Tensor:
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
-            return self.network(x, t, cond).float()
 
 
 @dataclass
@@ -42,8 +23,9 @@ class Rig:
     """Everything needed to carry proposals out.
 
     encode: one condition (None: the null one) to a one-row encoding with ``rows`` and ``stack``.
-    decode: x [B, *S] to uint8 pictures [B, H, W, 3]. rows: the micro-batch that every network call is padded to, so
-    that a row's result does not depend on its batch mates. judges: verifiers that only look.
+    decode: x [B, *S] to uint8 pictures [B, H, W, 3]. judges: verifiers that only look. rows: the micro-batch that every network
+    call is padded to, so that a row's result does not depend on its batch mates; without ``pad`` it is the most rows of a
+    call, and the last bits of a row do depend on them. scale: what fresh noise is multiplied by.
     """
 
     flow: Flow
@@ -54,11 +36,19 @@ class Rig:
     verifier: Verifier | None
     judges: dict[str, Verifier] = field(default_factory=dict)
     rows: int = 16
+    pad: bool = True
+    scale: float = 1.0
     _encoded: dict[Condition, Any] = field(default_factory=dict, repr=False)
+    _stacked: tuple[tuple[Condition, ...], Any] = field(default=((), None), repr=False)
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.flow.network.shape
+
+    @property
+    def begin(self) -> float:
+        """The time at which fresh noise is put: 0, or a little later where a pipeline's schedule begins there."""
+        return self.times[0]
 
     def price(self, start: float, stop: float, ask: str) -> Cost:
         """What running from ``start`` to ``stop`` and asking ``ask`` will cost, seconds excepted."""
@@ -82,9 +72,10 @@ class Rig:
         return self._encoded[condition]
 
     def start(self, key: Key) -> State:
-        """A one-row state of fresh noise at time 0."""
+        """A one-row state of fresh noise at the first time."""
         x = normal([key.child("start")], self.shape)
-        return State(x, torch.zeros(1), (key,), torch.zeros(1, dtype=torch.long))
+        x = x if self.scale == 1.0 else x * self.scale
+        return State(x, torch.full((1,), self.begin), (key,), torch.zeros(1, dtype=torch.long))
 
     def step(self, states: Sequence[State], stops: Sequence[float], conditions: Sequence[Condition]) -> list[State]:
         """One solver step of up to ``rows`` one-row states, each at its own time."""
@@ -103,12 +94,15 @@ class Rig:
         return [e.data[i : i + 1] for i in range(len(states))]
 
     def _pad(self, states: Sequence[State]) -> tuple[State, list[int]]:
-        index = [*range(len(states)), *[0] * (self.rows - len(states))]
+        index = [*range(len(states)), *([0] * (self.rows - len(states)) if self.pad else [])]
         return State.stack([states[i] for i in index]), index
 
     def _conditions(self, conditions: Sequence[Condition]) -> Any:
-        items = [self.encoded(c) for c in conditions]
-        return type(items[0]).stack(items)
+        key = tuple(conditions)
+        if self._stacked[0] != key:  # the same rows go on for many steps
+            items = [self.encoded(c) for c in conditions]
+            self._stacked = (key, type(items[0]).stack(items))
+        return self._stacked[1]
 
 
 def guidance(scale: float, null: Any) -> Guide:

@@ -1,0 +1,355 @@
+"""What a diffusers pipeline is to a search: a network on a path, an encoding of prompts, a decoder, and usual settings.
+
+A family's file says four things: how its text encoders are asked (``texts``), how its network is called (``ask``), the shape of
+its latents and its usual settings. All else is here: devices and dtypes, the prediction's kind and sign, rows in as many as
+memory holds, the autoencoder's scale, shift and overflow, what a tokenizer cut. The pipeline's own object is used
+throughout, so compiled, offloaded, quantised and LoRA-patched parts stay as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from secondlook.adapters.chunks import Chunks
+from secondlook.adapters.schedule import Schedule, read
+from secondlook.errors import ConfigError, SecondlookError
+from secondlook.notes import note
+from secondlook.path import Kind
+from secondlook.types import Condition
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What a network is told of its rows: tensors [B, ...] by name, on the network's device."""
+
+    parts: Mapping[str, Tensor]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.parts[name]
+
+    def rows(self, index: Sequence[int] | slice) -> Encoded:
+        """The rows named, in that order."""
+        at = index if isinstance(index, slice) else torch.as_tensor(list(index), dtype=torch.long)
+        return Encoded({k: v[at] for k, v in self.parts.items()})
+
+    @staticmethod
+    def stack(items: Sequence[Encoded]) -> Encoded:
+        return Encoded({k: torch.cat([i.parts[k] for i in items]) for k in items[0].parts})
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a pipeline is used. height, width: of pictures, in pixels. negative: what guidance leads away from. tokens: the most
+    tokens of a long prompt's encoder. true_guidance: FLUX's classifier-free scale beside its distilled one. free_text: text
+    encoders go to the CPU once the prompts are encoded. None: the pipeline's own."""
+
+    height: int | None = None
+    width: int | None = None
+    negative: str | None = None
+    tokens: int | None = None
+    true_guidance: float = 1.0
+    free_text: bool = False
+
+
+class Adapter(ABC):
+    """A pipeline held ready. ``secondlook.load`` makes one; ``draw(model=...)`` takes one."""
+
+    family: ClassVar[str]
+    pipelines: ClassVar[tuple[str, ...]]
+    needs: ClassVar[tuple[str, ...]]
+    core: ClassVar[str] = "transformer"
+    distilled: ClassVar[bool] = False  # whether ``guidance`` is shown to the network and not classifier-free
+
+    def __init__(self, pipe: Any, options: Options = Options()):
+        missing = [n for n in (*self.needs, self.core, "vae", "scheduler") if getattr(pipe, n, None) is None]
+        if missing:
+            raise ConfigError(
+                f"This {type(pipe).__name__} has no {missing[0]}; load the pipeline with it "
+                f"(from_pretrained without {missing[0]}=None)."
+            )
+        self.pipe, self.options = pipe, options
+        self._device: torch.device | None = None
+        side = self.side()
+        self.height, self.width = options.height or side, options.width or side
+        self._refuse_size()
+        self._decoding = Chunks("the autoencoder's decoder", max(1, 2**20 // (self.height * self.width)))
+        self._running = Chunks("the network")
+        for part in (self.module, pipe.vae, *self._texts()):
+            part.requires_grad_(False).eval()
+
+    # ---- what a family says ----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def texts(self, prompt: str | None) -> Mapping[str, Tensor]:
+        """The one-row encoding of a prompt; None is the unconditional (or negative) one."""
+
+    @abstractmethod
+    def ask(self, x: Tensor, level: Tensor, cond: Encoded) -> Tensor:
+        """The network's output for latents x [B, C, h, w] at the scheduler's levels [B], in the network's own terms."""
+
+    def usual(self) -> dict[str, Any]:
+        """steps and guidance: those of the pipeline's own call."""
+        return {"steps": self.default("num_inference_steps"), "guidance": float(self.default("guidance_scale"))}
+
+    def side(self) -> int:
+        """The usual side of pictures, in pixels."""
+        return int(self.module.config.sample_size) * self.factor
+
+    def multiple(self) -> int:
+        """What a picture's sides must divide by."""
+        return self.factor * int(self.module.config.get("patch_size", 1) or 1)
+
+    @property
+    def channels(self) -> int:
+        return int(self.module.config.in_channels)
+
+    def timing(self, steps: int) -> dict[str, Any]:
+        """What this pipeline gives its scheduler's ``set_timesteps`` besides the number of steps."""
+        return {}
+
+    # ---- the pipeline ----------------------------------------------------------------------------------------------
+
+    @property
+    def module(self) -> Any:
+        return getattr(self.pipe, self.core)
+
+    @property
+    def factor(self) -> int:
+        """Pixels a latent cell, along one axis."""
+        return int(self.pipe.vae_scale_factor)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[C, h, w] of latents."""
+        return (self.channels, self.height // self.factor, self.width // self.factor)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network runs. Finding it walks all modules, so it is looked up anew only for each rig."""
+        if self._device is None:
+            self._device = self.pipe._execution_device
+        return self._device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the network's inputs; quantised weights say nothing of it."""
+        found: torch.dtype = self.module.dtype
+        return found if found.is_floating_point and found.itemsize > 1 else torch.float32
+
+    def default(self, name: str) -> Any:
+        """The pipeline's own default of one of its call's arguments."""
+        return inspect.signature(type(self.pipe).__call__).parameters[name].default
+
+    def schedule(self, steps: int, shift: float | None = None) -> Schedule:
+        return read(self.pipe.scheduler, steps, shift, self.timing(steps))
+
+    @property
+    def name(self) -> str:
+        """The folder or hub id that the pipeline came from; "" where it says none."""
+        return str(getattr(self.pipe, "name_or_path", None) or "")
+
+    def compiled(self) -> bool:
+        """Whether the network was compiled, which wants batches of one size."""
+        kind = torch._dynamo.eval_frame.OptimizedModule
+        return isinstance(self.module, kind) or getattr(self.module, "_compiled_call_impl", None) is not None
+
+    def solver(self) -> str:
+        """What makes the steps that the pipeline's scheduler would."""
+        return self.schedule(self.usual()["steps"]).solver
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values for a run's record; with the pipeline's folder or hub id they repeat it."""
+        scheduler, kind = type(self.pipe.scheduler).__name__, type(self)
+        own = None if kind.__module__.startswith("secondlook.") else f"{kind.__module__}:{kind.__qualname__}"
+        return {**asdict(self.options), "height": self.height, "width": self.width, "family": self.family,
+                "pipeline": type(self.pipe).__name__, "scheduler": scheduler, "adapter": own, "dtype": str(self.dtype).removeprefix("torch."),
+                "device": self.device.type}  # fmt: skip
+
+    def __repr__(self) -> str:
+        d = self.describe()
+        return (f"<{self.family}: {d['pipeline']}, {self.width} x {self.height}, {self.usual()['steps']} steps, guidance "
+                f"{self.usual()['guidance']:g}, {self.solver()}, {d['dtype']} on {d['device']}>")  # fmt: skip
+
+    def digest(self) -> str:
+        """SHA-256 over each weight's name, shape, and 64 of its values: another checkpoint, an added LoRA or another precision
+        shows, at the price of a look instead of a reading of every byte."""
+        digest = hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode())
+        for part in (self.module, self.pipe.vae, *self._texts()):
+            for key, value in sorted(part.state_dict().items()):
+                digest.update(f"{key} {list(value.shape)}\n".encode())
+                flat = value.detach().reshape(-1)
+                if flat.numel() and flat.dtype in (torch.float32, torch.float16, torch.bfloat16):
+                    picked = flat[:: max(1, flat.numel() // 64)][:64].float().cpu()
+                    digest.update(picked.numpy().tobytes())
+        return digest.hexdigest()
+
+    def _texts(self) -> list[nn.Module]:
+        names = (n for n in ("text_encoder", "text_encoder_2", "text_encoder_3") if hasattr(self.pipe, n))
+        return [m for n in names if isinstance(m := getattr(self.pipe, n), nn.Module)]
+
+    def _refuse_size(self) -> None:
+        by = self.multiple()
+        for name, size in (("height", self.height), ("width", self.width)):
+            if size < by or size % by:
+                near = max(by, size // by * by)
+                raise ConfigError(
+                    f"--{name} must divide by {by} for this pipeline; got {size}. Try {near} or {near + by}."
+                )
+
+    # ---- conditions ------------------------------------------------------------------------------------------------
+
+    def condition(self, text: str) -> Condition:
+        """A request's text as a condition."""
+        if not text.strip():
+            raise ConfigError("The prompt is empty; write what to draw, in quotes.")
+        return Condition(prompt=text)
+
+    @torch.inference_mode()
+    def encode(self, condition: Condition | None) -> Encoded:
+        """One row; None is the unconditional one."""
+        prompt = None if condition is None else condition.prompt
+        if prompt is not None:
+            for name, limit in self.limits().items():
+                self._note_cut(prompt, name, limit)
+        if self.options.free_text:
+            for part in self._texts():
+                part.to(self.device)
+        parts = self.texts(prompt)
+        return Encoded({k: v.to(self.device) for k, v in parts.items()})
+
+    def settle(self) -> None:
+        """All prompts are encoded: text encoders may leave the device."""
+        if self.options.free_text:
+            for part in self._texts():
+                part.to("cpu")
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def limits(self) -> dict[str, int]:
+        """Tokens that each tokenizer's encoder reads, by the tokenizer's name."""
+        return {}
+
+    def tokens(self) -> int:
+        """The most tokens of the long encoder."""
+        return self.options.tokens or int(self.default("max_sequence_length"))
+
+    def _note_cut(self, prompt: str, name: str, limit: int) -> None:
+        tokenizer = getattr(self.pipe, name, None)
+        if tokenizer is None:
+            return
+        ids = tokenizer(prompt, add_special_tokens=False).input_ids
+        room = limit - len(tokenizer("", add_special_tokens=True).input_ids)
+        if len(ids) > room:
+            cut = tokenizer.decode(ids[room:], skip_special_tokens=True)
+            others = ", which the other encoder may still read" if len(self.limits()) > 1 else ""
+            note(f'The prompt has {len(ids)} tokens for {name}, which reads {room}; it does not see "…{cut}"{others}.')
+
+    # ---- the network -----------------------------------------------------------------------------------------------
+
+    def network(self, schedule: Schedule, guidance: float = 1.0) -> Network:
+        """The network as a flow takes it, shown the levels of ``schedule`` and, where that is distilled, ``guidance``."""
+        if schedule.predicts not in ("flow", "epsilon", "sample", "v_prediction"):
+            raise ConfigError(f'The scheduler\'s prediction_type "{schedule.predicts}" is unknown here; known: epsilon, sample, '
+                              "v_prediction and flow_prediction.")  # fmt: skip
+        self._device = None  # the pipeline may have been moved
+        return Network(self, schedule, guidance)
+
+    def outputs(self, x: Tensor, level: Tensor, cond: Encoded) -> Tensor:
+        """``ask`` in as many rows as memory holds, float32 on the device of ``x``."""
+        device, dtype = self.device, self.dtype
+        x_in, level = x.to(device, dtype), level.to(device)
+
+        def rows(at: slice) -> Tensor:
+            return self.ask(x_in[at], level[at], cond.rows(at)).to(x.device, torch.float32)
+
+        return self._running.run(rows, len(x))
+
+    # ---- pictures --------------------------------------------------------------------------------------------------
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Latents [B, C, h, w] to uint8 pictures [B, H, W, 3] on the CPU."""
+        return (self.pictures(x) * 255).round().to(torch.uint8)
+
+    @torch.inference_mode()
+    def pictures(self, x: Tensor) -> Tensor:
+        """Latents [B, C, h, w] to pictures [B, H, W, 3] in [0, 1], float32 on the CPU."""
+        if not bool(x.isfinite().all()):
+            raise SecondlookError("The network's latents are not finite: it overflowed in "
+                                  f"{str(self.dtype).removeprefix('torch.')}. Load the pipeline in torch.bfloat16 or torch.float32.")  # fmt: skip
+        vae = self.pipe.vae
+        if vae.dtype == torch.float16 and vae.config.get("force_upcast"):
+            vae.to(torch.float32)
+        found = self._decoded(x)
+        if not bool(found.isfinite().all()) and vae.dtype == torch.float16:
+            note("The autoencoder overflowed in float16 and gave NaN; it decodes in float32 from here on. The lasting fix: "
+                 "pipe.vae.to(torch.float32) after loading, or an autoencoder made for float16.")  # fmt: skip
+            vae.to(torch.float32)
+            found = self._decoded(x)
+        if not bool(found.isfinite().all()):
+            raise SecondlookError(f"The autoencoder gave NaN in {str(vae.dtype).removeprefix('torch.')}. Load it in float32: "
+                                  "pipe.vae.to(torch.float32). Nothing recorded is lost.")  # fmt: skip
+        return (found / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).contiguous()
+
+    def _decoded(self, x: Tensor) -> Tensor:
+        vae, z = self.pipe.vae, self.unscaled(x.float())
+        dtype = vae.dtype if vae.dtype.itemsize > 1 else torch.float32
+
+        def rows(at: slice) -> Tensor:
+            picture: Tensor = vae.decode(z[at].to(self.device, dtype), return_dict=False)[0]
+            return picture.float().cpu()
+
+        return self._decoding.run(rows, len(z))
+
+    def unscaled(self, x: Tensor) -> Tensor:
+        """Latents as the autoencoder made them: without scale and shift, or with their channels' mean and deviation."""
+        c = self.pipe.vae.config
+        mean, std = (c.get(k) for k in ("latents_mean", "latents_std"))
+        scale = float(c.scaling_factor)
+        if mean is not None and std is not None:
+            m, s = (torch.tensor(v, dtype=x.dtype, device=x.device).view(1, -1, 1, 1) for v in (mean, std))
+            return x * s / scale + m
+        return x / scale + float(c.get("shift_factor") or 0.0)
+
+
+@dataclass
+class Network:
+    """A pipeline's network as ``flow.Network``. A flow's output is noise - data and this project's velocity data - noise, so
+    its sign is turned; v-prediction (2202.00512) is turned into the noise that it implies."""
+
+    adapter: Adapter
+    schedule: Schedule
+    guidance: float = 1.0
+    predicts: Kind = field(init=False)
+
+    def __post_init__(self) -> None:
+        kinds: dict[str, Kind] = {"flow": "velocity", "sample": "data"}
+        self.predicts = kinds.get(self.schedule.predicts, "noise")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.adapter.shape
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Any) -> Tensor:
+        return self.full(x, t, cond)[:, : x.shape[1]]
+
+    def full(self, x: Tensor, t: Tensor, cond: Any) -> Tensor:
+        """With the variance channels of heads that have them."""
+        if self.adapter.distilled:
+            scale = torch.full((len(x),), self.guidance, device=self.adapter.device)
+            cond = Encoded({**cond.parts, "guidance": scale})
+        out = self.adapter.outputs(x, self.schedule.level(t), cond)
+        if self.schedule.predicts == "flow":
+            return -out
+        if self.schedule.predicts != "v_prediction":
+            return out
+        c = self.schedule.path.coefs(t).like(x)
+        return torch.cat([c.alpha * out[:, : x.shape[1]] + c.sigma * x, out[:, x.shape[1] :]], 1)

@@ -1,0 +1,157 @@
+"""A diffusers scheduler read as a path, a grid of times and a solver of ours. Its counters and its ``step`` are not used.
+
+Flow schedulers' sigma is 1 - t of the linear path. Noise-prediction schedulers' ``alphas_cumprod`` make a discrete path; those
+that scale their samples (Euler's sigma is sigma / alpha) differ from it by that scaling alone, and Euler's step there is DDIM's
+(2010.02502, sec. 4.3: both are exact where the data estimate does not change).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from secondlook.ddpm import Discrete
+from secondlook.errors import ConfigError
+from secondlook.grid import EPS, grid
+from secondlook.notes import note
+from secondlook.path import Linear, Path
+
+LEAST = 2.0**-24  # of alphas_cumprod: schedules rescaled to end in pure noise have a 0 there
+SCALED = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")  # these scale their samples by 1 / alpha
+REFUSED = ("EDM", "LCM", "Consistency", "TCD", "Cosine", "SCM", "VQDiffusion", "Amused")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """path; solver: a call-string; times: the grid, from where fresh noise is put to 1; levels: what the network is shown at
+    each of them but the last, in the scheduler's own units; scale: what fresh noise is multiplied by; predicts: the
+    scheduler's word for the network's output."""
+
+    path: Path
+    solver: str
+    times: tuple[float, ...]
+    levels: tuple[float, ...]
+    scale: float = 1.0
+    predicts: str = "epsilon"
+    units: float = 1000.0
+
+    def level(self, t: Tensor) -> Tensor:
+        """What the network is shown at times [B], float32 [B]: the scheduler's number on the grid (some round theirs), the
+        path's elsewhere."""
+        level = self.path.index(t) if isinstance(self.path, Discrete) else (1 - t.double()) * self.units
+        times = torch.tensor(self.times[:-1], dtype=torch.float64)
+        gap, at = (t.double()[:, None] - times).abs().min(1)
+        return torch.where(gap <= EPS, torch.tensor(self.levels, dtype=torch.float64)[at], level.double()).float()
+
+
+def is_flow(scheduler: Any) -> bool:
+    """Whether a scheduler belongs to a rectified flow."""
+    c = scheduler.config
+    return (
+        type(scheduler).__name__.startswith("FlowMatch")
+        or bool(c.get("use_flow_sigmas"))
+        or c.get("prediction_type") == "flow_prediction"
+    )
+
+
+def read(scheduler: Any, steps: int, shift: float | None = None, timing: Mapping[str, Any] | None = None) -> Schedule:
+    """What ``scheduler`` does in ``steps`` steps. shift: this project's grid of that time shift instead, for flows. timing: what
+    the pipeline gives ``set_timesteps`` besides. ConfigError for schedulers that mean something else."""
+    name = type(scheduler).__name__
+    if any(name.startswith(r) for r in REFUSED) or not (is_flow(scheduler) or hasattr(scheduler, "alphas_cumprod")):
+        raise ConfigError(
+            f"The scheduler {name} has no counterpart here. Give the pipeline another before loading it, such as "
+            "pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)."
+        )
+    fresh = copy.deepcopy(scheduler)
+    given = dict(timing or {})
+    fresh.set_timesteps(**given) if "sigmas" in given else fresh.set_timesteps(steps, **given)
+    made = _flow(fresh, steps, shift) if is_flow(scheduler) else _discrete(fresh, shift)
+    if not all(a < b for a, b in pairwise(made.times)):
+        raise ConfigError(
+            f"{name} gives {steps} steps whose times do not rise; choose fewer steps, or another scheduler."
+        )
+    return made
+
+
+def _flow(scheduler: Any, steps: int, shift: float | None) -> Schedule:
+    sigmas = [float(s) for s in scheduler.sigmas]
+    if sigmas[-1] > 0:
+        sigmas.append(0.0)
+    levels = [float(t) for t in scheduler.timesteps]
+    units = float(scheduler.config.get("num_train_timesteps", 1000))
+    times = [1 - s for s in sigmas]
+    if len(times) != len(levels) + 1 or shift is not None:  # second-order schedulers list their inner times too
+        times = list(grid(steps, 1.0 if shift is None else shift))
+        levels = [(1 - t) * units for t in times[:-1]]
+    return Schedule(Linear(), solver_of(scheduler), tuple(times), tuple(levels), predicts="flow", units=units)
+
+
+def _discrete(scheduler: Any, shift: float | None) -> Schedule:
+    if shift is not None:
+        raise ConfigError(
+            "--shift moves the times of flow models; this pipeline's scheduler has discrete steps. Leave it out."
+        )
+    c = scheduler.config
+    abar = [max(LEAST, float(a)) for a in scheduler.alphas_cumprod.double()]
+    stops_early = c.get("final_sigmas_type") == "sigma_min" or (
+        type(scheduler).__name__ == "DDIMScheduler" and not c.get("set_alpha_to_one", True)
+    )
+    path = Discrete(tuple(abar), final=abar[0] if stops_early else 1.0)
+    levels = _falling([float(t) for t in scheduler.timesteps])
+    sigmas = getattr(scheduler, "sigmas", None)
+    if sigmas is not None and len(sigmas) == len(levels) + 1:
+        times = [_time(path, level, float(s)) for level, s in zip(levels, sigmas[:-1], strict=True)]
+    else:
+        times = path.time(torch.tensor(levels, dtype=torch.float64)).tolist()
+    scale = 1.0
+    if type(scheduler).__name__ in SCALED and sigmas is not None:
+        scale = float(scheduler.init_noise_sigma) / (1 + float(sigmas[0]) ** 2) ** 0.5
+    predicts = str(c.get("prediction_type", "epsilon"))
+    if c.get("clip_sample") or c.get("thresholding"):
+        note("The scheduler clips its estimate of the data (clip_sample or thresholding); secondlook does not.")
+    return Schedule(path, solver_of(scheduler), (*times, 1.0), tuple(levels), scale, predicts, float(path.steps))
+
+
+def _falling(levels: Sequence[float]) -> list[float]:
+    """Each level once, noisiest first: some schedulers name inner stages too."""
+    return sorted(set(levels), reverse=True)
+
+
+def _time(path: Discrete, level: float, sigma: float) -> float:
+    """The time of a scheduler's sigma (over alpha): its level's where that is the same, else where the path has it."""
+    time = float(path.time(torch.tensor([level], dtype=torch.float64)))
+    c = path.coefs(torch.tensor([time], dtype=torch.float64))
+    ratio = float(c.sigma / c.alpha)
+    if abs(ratio - sigma) <= 1e-5 * sigma:
+        return time
+    return float(path.time_of(torch.tensor([sigma], dtype=torch.float64)))
+
+
+def solver_of(scheduler: Any) -> str:
+    """The solver of ours that makes this scheduler's steps, as a call-string; the nearest one, with a note, where none does."""
+    name, c = type(scheduler).__name__, scheduler.config
+    same = {
+        "FlowMatchEulerDiscreteScheduler": "euler",
+        "FlowMatchHeunDiscreteScheduler": "heun",
+        "DDIMScheduler": "ddim",
+        "EulerDiscreteScheduler": "ddim",
+        "EulerAncestralDiscreteScheduler": "ddim(eta=1.0)",
+    }
+    if name in same and not c.get("stochastic_sampling"):
+        return same[name]
+    if name == "DDPMScheduler":
+        variance = {"fixed_small": "small", "fixed_large": "large", "learned_range": "learned"}.get(c.variance_type)
+        return f'ddpm(variance="{variance}")' if variance else "ddpm"
+    kinds = ("dpmsolver++", "sde-dpmsolver++")
+    if name == "DPMSolverMultistepScheduler" and c.algorithm_type in kinds and c.solver_order <= 2:
+        eta = ", eta=1.0" if c.algorithm_type.startswith("sde") else ""
+        return f'dpmpp(order={c.solver_order}, kind="{c.solver_type}"{eta})'
+    note(f"{name} as it is set has no exact counterpart here; drawing with dpmpp(order=2) at its times instead.")
+    return "dpmpp(order=2)"

@@ -1,0 +1,140 @@
+"""Searches on generators from outside: a pipeline that is held ready, as the settings and the rig of a run.
+
+Settings name such a run's world "diffusers": free prompts (or a pipeline's classes), no exact checker, no verifier of its own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from secondlook import settings as conf
+from secondlook.engine.rig import Rig, guidance
+from secondlook.errors import ConfigError
+from secondlook.flow import Flow
+from secondlook.notes import note
+from secondlook.registry import MODELS
+from secondlook.settings import PIPELINE, Settings
+from secondlook.types import Verifier
+
+if TYPE_CHECKING:
+    from secondlook.adapters.base import Adapter
+
+OPTIONS = ("height", "width", "negative", "tokens", "true_guidance", "free_text", "dtype", "device", "adapter", "vae")
+GUIDES = ("sharpness", "brightness", "compressibility")  # what needs no download; the first guides where none is named
+ROWS = 8
+
+
+def hold(model: Any, options: dict[str, Any], world: str | None = None) -> Adapter | None:
+    """The adapter that a run's ``model`` asks for, or None for the built-in worlds' own. ``options`` loses those of pipelines;
+    ConfigError where they are given without one."""
+    given = {k: options.pop(k) for k in OPTIONS if options.get(k) is not None}
+    by_name = model is None or isinstance(model, str)
+    if by_name and (world not in (None, PIPELINE) or not meant(model, given.get("vae"))):
+        if given:
+            name = next(iter(given)).replace("_", "-")
+            raise ConfigError(f'--{name} belongs to pipelines; "{model or world or "scenes"}" is none. Give --model FOLDER or a '
+                              "hub id (SiT weights: with --vae).")  # fmt: skip
+        return None
+    from secondlook.adapters.base import Adapter
+    from secondlook.adapters.load import load
+
+    if isinstance(model, Adapter):
+        if given:
+            raise ConfigError(f"This model is loaded already; give {next(iter(given))} to secondlook.load.")
+        return model
+    return load(model, **given)
+
+
+def meant(model: str | None, vae: str | None = None) -> bool:
+    """Whether a model's name means a generator from outside: a folder, a hub id, or any weights with an autoencoder."""
+    if model is None or model in MODELS:
+        return False
+    path = Path(model)
+    return (
+        vae is not None
+        or path.is_dir()
+        or ("/" in model and path.suffix not in (".safetensors", ".pt", ".pth", ".ckpt"))
+    )
+
+
+def usual(held: Adapter, options: dict[str, Any]) -> dict[str, Any]:
+    """``options`` of a run with what was left open filled in from the pipeline."""
+    of_pipeline = held.usual()
+    filled = {
+        "steps": of_pipeline["steps"],
+        "guidance": of_pipeline["guidance"],
+        "rows": ROWS,
+        "bf16": False,
+        **options,
+    }
+    if "solver" not in options:
+        filled["solver"] = held.schedule(filled["steps"], filled.get("shift")).solver
+    if "verifier" not in options:
+        note(f"No verifier was named, so {GUIDES[0]} guides: it needs no download and knows nothing of the prompt. Name yours "
+             "with --verifier module:attr (verifier=... in Python).")  # fmt: skip
+        filled["verifier"] = GUIDES[0]
+    return {**filled, "world": PIPELINE, "model": held.name, "pipeline": held.describe()}
+
+
+def again(s: Settings, model: Any = None) -> Adapter:
+    """The adapter of a recorded run: ``model`` where one is held, else loaded as it was. ConfigError where it is not the same."""
+    from secondlook.adapters.load import load
+
+    recorded = s.pipeline
+    if model is None:
+        if not s.model:
+            raise ConfigError("This run was drawn with a pipeline object that came from no folder; give it again: "
+                              "secondlook.resume(out, model=pipe).")  # fmt: skip
+        held = load(s.model, **{k: recorded[k] for k in OPTIONS if recorded.get(k) is not None and k != "device"})
+    else:
+        held = model if _is_held(model) else load(model, **{k: recorded[k] for k in OPTIONS[:6]})
+    now = held.describe()
+    for key, had in recorded.items():
+        if now.get(key) != had and key not in ("device", "free_text"):
+            raise ConfigError(f"This run was drawn with {key.replace('_', ' ')} {had}, the model now has {now.get(key)}; load it "
+                              "as it was.")  # fmt: skip
+    return held
+
+
+def _is_held(model: Any) -> bool:
+    from secondlook.adapters.base import Adapter
+
+    return isinstance(model, Adapter)
+
+
+def rig_of(s: Settings, held: Adapter, verifier: Verifier | None) -> Rig:
+    """The rig of a pipeline's run. Without ``verifier`` it has no judges either."""
+    schedule = held.schedule(s.steps, s.shift)
+    scale = held.options.true_guidance if held.distilled else s.guidance
+    with torch.inference_mode():
+        null = held.encode(None) if scale != 1.0 else None
+    flow = Flow(held.network(schedule, s.guidance), schedule.path, guidance(scale, null))
+    judges: dict[str, Verifier] = {}
+    if verifier is not None:
+        judges = {n: conf.make_named("verifier", n) for n in GUIDES if n != verifier.name}
+    pad = held.compiled() if s.pad is None else s.pad
+    solver = conf.make_named("solver", s.solver)
+    return Rig(
+        flow, solver, schedule.times, held.encode, held.decode, verifier, judges, s.rows or ROWS, pad, schedule.scale
+    )
+
+
+def prepared(rig: Rig, held: Adapter, conditions: list[Any]) -> None:
+    """Encode all prompts before the first step, so that text encoders may leave the device."""
+    for condition in conditions:
+        rig.encoded(condition)
+    held.settle()
+
+
+def named(verifier: Any) -> tuple[str, Verifier | None]:
+    """A verifier's call-string as it is, or the name under which a run records an object."""
+    if isinstance(verifier, str):
+        return verifier, None
+    name = getattr(verifier, "name", None)
+    if not callable(verifier) or not isinstance(name, str):
+        raise ConfigError("A verifier is a call-string, or an object with a name that is called with samples and conditions "
+                          f"(docs/extending.md); got {type(verifier).__name__}.")  # fmt: skip
+    return f"object:{name}", verifier
