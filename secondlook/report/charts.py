@@ -4,27 +4,30 @@ line rests on colour alone: each has its own dashes and a label at its end."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from secondlook.report.text import count, describe, esc, part, score, verdict
-from secondlook.report.view import MEASURES, Prompted, Run, Step
+from secondlook.report.text import clip, count, describe, esc, part, score, verdict
+from secondlook.report.view import Prompted, Run, Step, said
 
 WIDTH, HEIGHT = 430, 236
 LEFT, RIGHT, TOP, BOTTOM = 34, 106, 12, 42
 LABEL_GAP = 15.0
+_LABEL = 9  # letters of a name beside its line
 _MOST_POINTS = 240  # of a mean curve; more cannot be seen
 
 
 @dataclass(frozen=True)
 class Line:
-    """A step curve: each value holds from its place to the next one's. ``last`` is the text at its end."""
+    """A step curve: each value holds from its place to the next one's. ``last`` is the text at its end, ``kind`` its style
+    (score, judge, second or checker)."""
 
     name: str
     points: Sequence[tuple[float, float]]
     last: str
+    kind: str = "score"
 
 
 @dataclass(frozen=True)
@@ -48,20 +51,21 @@ class Frame:
         return (self.low, self.high) == (0.0, 1.0)
 
 
-def prompt_chart(prompt: Prompted, measures: Sequence[str]) -> str:
-    """One prompt's search: every finished outcome as a dot, and what is said of the best so far as lines."""
+def prompt_chart(prompt: Prompted, drawn: Mapping[str, str]) -> str:
+    """One prompt's search: every finished outcome as a dot, and what is said of the best so far as lines: ``drawn`` names
+    the measures and their kinds."""
     steps = prompt.steps
     if not steps:
         return '<p class="none">No picture was finished yet.</p>'
     frame = _frame([s.outcome.score for s in steps], steps[-1].at)
     leader = steps[-1].leader
-    lines = [Line(m, _track(steps, m, frame.end), _ending(m, MEASURES[m](leader))) for m in measures]
+    lines = [Line(m, _track(steps, m, frame.end), _ending(m, said(leader, m)), kind) for m, kind in drawn.items()]
     dots = "".join(_dot(s, frame) for s in steps)
     if prompt.base is not None and not math.isnan(prompt.base.score):
         at = next((s.at for s in steps if s.outcome.id == prompt.base.id), 0)
         dots += _diamond(frame.x(at), frame.y(prompt.base.score))
     first = steps[0].leader
-    told = [f"{m} {_ending(m, MEASURES[m](first))} to {_ending(m, MEASURES[m](leader))}" for m in measures]
+    told = [f"{m} {_ending(m, said(first, m))} to {_ending(m, said(leader, m))}" for m in drawn]
     summary = f"Best so far over {count(frame.end)} network evaluations: {'; '.join(told)}."
     return _svg(frame, lines, dots, summary)
 
@@ -77,11 +81,11 @@ def mean_chart(run: Run) -> str:
     if len(places) > _MOST_POINTS:
         places = places[np.linspace(0, len(places) - 1, _MOST_POINTS).astype(int)]
     lines = []
-    for name in run.measures:
+    for name, kind in run.drawn.items():
         values = _mean_over(tracks, name, places)
         points = [(float(x), float(y)) for x, y in zip(places, values, strict=True)]
         last = f"{values[-1]:.0%}" if name == "checker" and not math.isnan(values[-1]) else score(float(values[-1]))
-        lines.append(Line(name, [*points, (float(end), points[-1][1])], last))
+        lines.append(Line(name, [*points, (float(end), points[-1][1])], last, kind))
     frame = _frame([y for x, y in lines[0].points], end)
     told = [f"{line.name} {score(line.points[0][1])} to {score(line.points[-1][1])}" for line in lines]
     return _svg(
@@ -94,7 +98,7 @@ def _mean_over(tracks: Sequence[Sequence[Step]], name: str, places: np.ndarray) 
     table = np.empty((len(tracks), len(places)))
     for row, steps in zip(table, tracks, strict=True):
         held = np.searchsorted([s.at for s in steps], places, side="right") - 1
-        row[:] = np.array([MEASURES[name](s.leader) for s in steps])[held]
+        row[:] = np.array([said(s.leader, name) for s in steps])[held]
     known = ~np.isnan(table)
     total = np.where(known, table, 0.0).sum(0)
     mean: np.ndarray = np.divide(total, known.sum(0), out=np.full(len(places), np.nan), where=known.any(0))
@@ -111,7 +115,7 @@ def _frame(values: Sequence[float], end: float) -> Frame:
 
 
 def _track(steps: Sequence[Step], name: str, end: float) -> list[tuple[float, float]]:
-    points = [(float(s.at), MEASURES[name](s.leader)) for s in steps]
+    points = [(float(s.at), said(s.leader, name)) for s in steps]
     return [*points, (end, points[-1][1])]
 
 
@@ -161,7 +165,7 @@ def _curve(line: Line, frame: Frame) -> str:
         if not math.isnan(y) and y != previous:
             path.append(f"M{x:.1f} {y:.1f}" if math.isnan(previous) else f"V{y:.1f}")
         previous = y
-    return f'<path class="line {line.name}" d="{"".join(path)}"/>' if path else ""
+    return f'<path class="line {line.kind}" d="{"".join(path)}"/>' if path else ""
 
 
 def _labels(lines: Sequence[Line], frame: Frame) -> str:
@@ -174,8 +178,8 @@ def _labels(lines: Sequence[Line], frame: Frame) -> str:
         left -= 1
         place = max(floor, min(y, HEIGHT - BOTTOM - left * LABEL_GAP))
         floor = place + LABEL_GAP
-        text = f"{line.name} {line.last}"
-        parts.append(f'<text class="label {line.name}" x="{WIDTH - RIGHT + 8}" y="{place + 4:.1f}">{text}</text>')
+        text = esc(f"{clip(line.name, _LABEL)} {line.last}")
+        parts.append(f'<text class="label {line.kind}" x="{WIDTH - RIGHT + 8}" y="{place + 4:.1f}">{text}</text>')
     return "".join(parts)
 
 

@@ -16,7 +16,6 @@ from secondlook.report.text import describe, esc, mark, origin, parent, part, sc
 from secondlook.report.view import Prompted
 from secondlook.types import Outcome
 
-CARD_W, CARD_H = 72, 106
 PAD, LABEL_H, GAP_X, GAP_Y = 6, 18, 10, 26
 LEAST_W = 100  # of a panel, for its label
 OPEN_FAMILIES = 6  # shown before the rest is folded away
@@ -25,35 +24,54 @@ OPEN_CARDS = 48
 Card = Callable[[Outcome], str]
 
 
+@dataclass(frozen=True)
+class Cell:
+    """A card's room in pixels, and the most columns of a panel."""
+
+    width: int = 72
+    height: int = 106
+    most: int = 10
+
+    @staticmethod
+    def around(width: int, height: int) -> Cell:
+        """That of cards whose pictures are shown so large."""
+        return Cell(width + 8, height + 42, 6)
+
+
+SMALL = Cell()
+
+
 @dataclass
 class Panel:
     """Siblings in a grid. (x, y) is its corner within the family's box."""
 
     members: Sequence[Outcome]
     parent: int | None
+    cell: Cell = SMALL
     x: float = 0.0
     y: float = 0.0
 
     @property
     def columns(self) -> int:
         n = len(self.members)
-        return n if n <= 6 else 6 if n <= 24 else 10
+        return n if n <= 6 else 6 if n <= 24 else self.cell.most
 
     @property
     def width(self) -> float:
-        return max(LEAST_W, self.columns * CARD_W + 2 * PAD)
+        return max(LEAST_W, self.columns * self.cell.width + 2 * PAD)
 
     @property
     def height(self) -> float:
-        return math.ceil(len(self.members) / self.columns) * CARD_H + 2 * PAD + LABEL_H
+        return math.ceil(len(self.members) / self.columns) * self.cell.height + 2 * PAD + LABEL_H
 
     def place(self, i: int) -> tuple[float, float]:
         """Corner of the i-th card within the panel."""
         row, column = divmod(i, self.columns)
-        return (self.width - self.columns * CARD_W) / 2 + column * CARD_W, PAD + LABEL_H + row * CARD_H
+        left = (self.width - self.columns * self.cell.width) / 2
+        return left + column * self.cell.width, PAD + LABEL_H + row * self.cell.height
 
 
-def family_tree(prompt: Prompted, album: Album, pictured: set[int]) -> str:
+def family_tree(prompt: Prompted, album: Album, pictured: set[int], cell: Cell = SMALL) -> str:
     """All candidates of a prompt. Those not in ``pictured`` are listed without their picture."""
     if not prompt.outcomes:
         return '<p class="none">No candidate yet.</p>'
@@ -65,7 +83,7 @@ def family_tree(prompt: Prompted, album: Album, pictured: set[int]) -> str:
     children = _children(prompt.outcomes)
     roots = children.get(None, [])
     lone = [o for o in roots if o.id not in children]
-    families = [_family(o, children, line, card) for o in roots if o.id in children]
+    families = [_family(o, children, line, card, cell) for o in roots if o.id in children]
     # The family that won comes first in what is shown, whatever its number.
     won = [f for f, o in zip(families, (o for o in roots if o.id in children), strict=True) if o.id in line]
     rest = [f for f in families if f not in won]
@@ -92,12 +110,12 @@ def _children(outcomes: Sequence[Outcome]) -> dict[int | None, list[Outcome]]:
     return table
 
 
-def _family(root: Outcome, children: dict[int | None, list[Outcome]], line: set[int], card: Card) -> str:
+def _family(root: Outcome, children: dict[int | None, list[Outcome]], line: set[int], card: Card, cell: Cell) -> str:
     """One root and all that came of it, drawn as rows of panels with links."""
-    rows = [[Panel([root], None)]]
+    rows = [[Panel([root], None, cell)]]
     while True:
         elders = [o for panel in rows[-1] for o in panel.members]
-        row = [Panel(children[o.id], o.id) for o in elders if o.id in children]
+        row = [Panel(children[o.id], o.id, cell) for o in elders if o.id in children]
         if not row:
             break
         rows.append(row)
@@ -135,7 +153,7 @@ def _arrange(rows: list[list[Panel]]) -> tuple[float, float]:
 def _at(panel: Panel, i: int) -> tuple[float, float]:
     """Middle of the lower edge of a panel's i-th card, where links begin."""
     x, y = panel.place(i)
-    return panel.x + x + CARD_W / 2, panel.y + y + CARD_H - 2
+    return panel.x + x + panel.cell.width / 2, panel.y + y + panel.cell.height - 2
 
 
 def _link(start: tuple[float, float], panel: Panel, won: bool) -> str:
@@ -166,12 +184,16 @@ def _card(outcome: Outcome, prompt: Prompted, album: Album, pictured: bool, on_l
     else:
         picture = f'<span class="blank" role="img" aria-label="{esc(alt)}"></span>'
     time = "" if outcome.finished else f'<span class="time">t {outcome.proposal.stop:.2g}</span>'
+    link = album.link(outcome.id) if pictured else None
+    number = str(outcome.id)
+    if link is not None:
+        number = f'<a href="{esc(link[0])}" title="full size, {link[1]}">{number}</a>'
     star = '<span class="star">★ winner</span>' if won else ""
     said = score(outcome.score) if outcome.proposal.ask == "score" else ""
     return (
         f'<div class="{" ".join(kinds)}" id="o{outcome.id}" data-o="{outcome.id}">'
         f'<span class="pic">{picture}{time}{star}</span>'
-        f'<span class="id">{outcome.id}{mark(part(outcome, "checker"))}</span><span class="val">{said}</span></div>'
+        f'<span class="id">{number}{mark(part(outcome, "checker"))}</span><span class="val">{said}</span></div>'
     )
 
 

@@ -9,18 +9,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from secondlook.report.charts import mean_chart
+from secondlook.report.family import SMALL, Cell
 from secondlook.report.pictures import Album
-from secondlook.report.prompt import change, chart_key, prompt_section
-from secondlook.report.text import count, esc, mark, part, plural, score, seconds
+from secondlook.report.prompt import LONGEST, NAME, change, chart_key, prompt_section
+from secondlook.report.text import clip, count, esc, mark, part, plural, score, seconds
 from secondlook.report.view import Prompted, Run, both, mean
 
 MANY = 12  # prompts; above this the page begins with an overview and folds the details
 MOST_PICTURES = 6000  # thumbnails of candidates on one page
+MOST_LARGE = 800  # the same of large pictures, which take more room and time
 _BUDGET = {"nfe": "NFE", "evals": "evaluations", "verdicts": "verdicts", "seconds": "s"}
+_SCORE = "the guiding verifier's number, higher is better; – where it could not judge"
+_JUDGE = "a second verifier; where the score rises and this does not, the guiding one may be fooled"
+_CHECKER = "the world's exact check of the picture against the prompt; it did not guide unless labelled oracle"
 _WORDS = {
-    "score": "the guiding verifier's number, higher is better; – where it could not judge",
-    "judge": "a second verifier; where the score rises and the judge does not, the guiding one may be fooled",
-    "checker": "the world's exact check of the picture against the prompt; it did not guide unless labelled oracle",
     "unsearched": "the picture of the prompt's first noise: what one gets without a search",
     "network evaluations": "passes of the network; guidance makes two of each solver evaluation (NFE)",
     "near": "a neighbour: the parent's starting noise turned a little",
@@ -30,19 +32,30 @@ _WORDS = {
 
 def page_body(run: Run, album: Album) -> str:
     many = len(run.prompts) > MANY
-    shown = _pictured(run)
-    sections = [prompt_section(run, p, album, shown, folded=many) for p in run.prompts]
+    frame = album.frame(_names(run))
+    shown = _pictured(run, MOST_PICTURES if frame is None else MOST_LARGE)
+    album.expect(len(run.prompts), len(shown))
+    cell, room = SMALL, ""
+    if frame is not None:
+        cell, room = Cell.around(*frame), f' class="large" style="--w:{frame[0]}px;--h:{frame[1]}px"'
+    sections = [prompt_section(run, p, album, shown, many, cell) for p in run.prompts]
     overview = _overview(run.prompts, album) if many else ""
-    return f"{_header(run)}<main>{_mean(run)}{overview}{''.join(sections)}</main>{_foot(run, album)}"
+    return f"{_header(run)}<main{room}>{_mean(run)}{overview}{''.join(sections)}</main>{_foot(run, album)}"
 
 
 def title(run: Run) -> str:
     return f"{plural(len(run.prompts), 'prompt')} · {run.config.get('plan', 'search')}"
 
 
-def _pictured(run: Run) -> set[int]:
+def _names(run: Run) -> list[int | str]:
+    """All pictures of a run."""
+    drawn = [i for i, digest in run.record.digests.items() if digest is not None]
+    return [*drawn, *(p.base_file for p in run.prompts if p.base_file is not None)]
+
+
+def _pictured(run: Run, most: int) -> set[int]:
     """The candidates shown with a picture: all, or in a very large run each prompt's winning line and first ones."""
-    share = max(1, MOST_PICTURES // max(1, len(run.prompts)))
+    share = max(1, most // max(1, len(run.prompts)))
     shown: set[int] = set()
     for p in run.prompts:
         order = [o.id for o in p.outcomes if run.record.digests.get(o.id) is not None]
@@ -103,9 +116,8 @@ def _state(run: Run) -> str:
 def _summary(run: Run) -> str:
     """From the unsearched picture to the winner, over the prompts that have both."""
     tiles = []
-    names = {"score": f"{run.verifier or 'verifier'} score, mean", "judge": "judge, mean"}
     pairs = {name: both(run, name) for name in run.measures}
-    order = [m for m in ("score", "checker", "judge") if pairs.get(m)]
+    order = [m for m in ("score", "checker", *run.judges) if pairs.get(m)]
     for name in order:
         before, after = zip(*pairs[name], strict=True)
         n = len(before)
@@ -114,8 +126,9 @@ def _summary(run: Run) -> str:
             tiles.append(_tile("checker right", change(str(right[0]), str(right[1])), f"of {plural(n, 'prompt')}"))
         else:
             gain = mean(after) - mean(before)
+            title = f"{run.guide or 'verifier'} score, mean" if name == "score" else f"{clip(name, NAME)}, mean"
             tiles.append(
-                _tile(names[name], change(score(mean(before)), score(mean(after))), _gain(gain, n, len(run.pairs) - n))
+                _tile(title, change(score(mean(before)), score(mean(after))), _gain(gain, n, len(run.pairs) - n))
             )
     spent = run.spent()
     pictures = sum(o.finished for o in run.record.outcomes.values())
@@ -168,7 +181,7 @@ def _glance(p: Prompted, album: Album) -> str:
         numbers = f"<span>{change(score(base), score(p.winner.score))}</span><span>{signs}</span>"
     return (
         f'<li><a href="#p{p.index}"><span class="shots">{"".join(pictures)}</span><span class="what">'
-        f'<span class="no-of">{p.index + 1}</span> {esc(p.prompt)}</span><span class="nums">{numbers}</span></a></li>'
+        f'<span class="no-of">{p.index + 1}</span> {esc(clip(p.prompt, LONGEST))}</span><span class="nums">{numbers}</span></a></li>'
     )
 
 
@@ -183,11 +196,17 @@ def _foot(run: Run, album: Album) -> str:
         + _code(f"secondlook replay {folder} {_example(run)}")
     )
     blocks += [_failures(run), _faults(album), _configuration(run)]
-    words = "".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in _WORDS.items())
+    words = "".join(f"<div><dt>{esc(k)}</dt><dd>{v}</dd></div>" for k, v in _words(run).items())
     blocks.append(
         f'<details class="plain"><summary>Words on this page</summary><dl class="words">{words}</dl></details>'
     )
     return f"<footer>{''.join(blocks)}</footer>"
+
+
+def _words(run: Run) -> dict[str, str]:
+    """The page's words: those of the run's measures, then those that every page has."""
+    fixed = {"score": _SCORE, "checker": _CHECKER}
+    return {clip(m, NAME): fixed.get(m, _JUDGE) for m in run.measures} | _WORDS
 
 
 def _example(run: Run) -> str:

@@ -6,12 +6,14 @@ import math
 from dataclasses import asdict
 
 from secondlook.report.charts import prompt_chart
-from secondlook.report.family import family_tree
+from secondlook.report.family import SMALL, Cell, family_tree
 from secondlook.report.pictures import Album
-from secondlook.report.text import count, describe, esc, mark, part, plural, score, seconds, verdict
+from secondlook.report.text import clip, count, describe, esc, mark, part, plural, score, seconds, verdict
 from secondlook.report.view import Prompted, Run
 from secondlook.types import Outcome
 
+NAME = 40  # letters of a judge's name
+LONGEST = 160  # letters of a prompt in a heading; the whole of a longer one stands below
 _UNITS = {
     "nfe": "NFE",
     "evals": "network evaluations",
@@ -21,15 +23,17 @@ _UNITS = {
 }
 
 
-def prompt_section(run: Run, prompt: Prompted, album: Album, pictured: set[int], folded: bool) -> str:
+def prompt_section(
+    run: Run, prompt: Prompted, album: Album, pictured: set[int], folded: bool, cell: Cell = SMALL
+) -> str:
     """A prompt with all that is known of it; ``folded`` where the page holds many."""
-    title = f'<span class="no-of">{prompt.index + 1}</span> {esc(prompt.prompt)}'
+    title = f'<span class="no-of">{prompt.index + 1}</span> {esc(clip(prompt.prompt, LONGEST))}'
     key = chart_key(run, full=len(run.prompts) == 1) if prompt.steps else ""  # else the average explains the lines
     body = (
-        f'<div class="body"><p class="note">{_status(prompt)}</p>'
+        f'<div class="body">{_whole(prompt.prompt)}<p class="note">{_status(prompt)}</p>'
         f'<div class="two"><div class="seen">{_pair(run, prompt, album)}</div>'
-        f'<figure class="plot">{prompt_chart(prompt, run.measures)}<figcaption>{key}</figcaption></figure>'
-        f'<div class="paid">{_ledger(run, prompt)}</div></div>{_candidates(prompt, album, pictured)}</div>'
+        f'<figure class="plot">{prompt_chart(prompt, run.drawn)}<figcaption>{key}</figcaption></figure>'
+        f'<div class="paid">{_ledger(run, prompt)}</div></div>{_candidates(prompt, album, pictured, cell)}</div>'
     )
     if not folded:
         return f'<section class="prompt" id="p{prompt.index}"><h2>{title}</h2>{body}</section>'
@@ -37,6 +41,13 @@ def prompt_section(run: Run, prompt: Prompted, album: Album, pictured: set[int],
     anchor = f'<span class="anchor" id="p{prompt.index}"></span>'
     head = f'<h2>{title}</h2><span class="gist">{_gist(prompt)}</span>'
     return f'<details class="prompt"><summary>{head}</summary>{anchor}{body}</details>'
+
+
+def _whole(prompt: str) -> str:
+    """What a heading clipped, to unfold."""
+    if len(prompt) <= LONGEST:
+        return ""
+    return f'<details class="whole"><summary>The whole prompt</summary><p>{esc(prompt)}</p></details>'
 
 
 def change(before: str, after: str) -> str:
@@ -76,19 +87,22 @@ def _pair(run: Run, prompt: Prompted, album: Album) -> str:
 
 
 def _figure(title: str, outcome: Outcome, name: str | int, prompt: Prompted, album: Album, run: Run) -> str:
-    alt = f"{title.removeprefix('★ ')} picture for: {prompt.prompt}"
-    facts = [(run.verifier or "score", score(outcome.score), "score")]
+    alt = f"{title.removeprefix('★ ')} picture for: {clip(prompt.prompt, LONGEST)}"
+    facts = [(run.guide or "score", score(outcome.score), "score")]
     for key, value in outcome.parts.items():
         said = f"{verdict(value)} {mark(value)}" if key == "checker" else score(value)
-        facts.append((key, said, key if key in ("judge", "checker") else ""))
+        facts.append((clip(key, NAME), said, run.drawn.get(key, "")))
     rows = "".join(f'<div class="{kind}"><dt>{esc(k)}</dt><dd>{v}</dd></div>' for k, v, kind in facts)
     number = f"outcome {outcome.id}" if outcome.id >= 0 else "drawn apart"
     kind = "shot won" if title.startswith("★") else "shot"
     told = (
         f'<strong title="{esc(describe(outcome))}">{title}</strong> <span class="mute">{number}</span><dl>{rows}</dl>'
     )
-    picture = f'<div class="big">{album.large(name, alt)}</div>'
-    return f'<figure class="{kind}">{picture}<figcaption>{told}</figcaption></figure>'
+    picture, link = album.large(name, alt), album.link(name)
+    if link is not None:
+        picture = f'<a href="{esc(link[0])}">{picture}</a>'
+        told = f'<a class="file" href="{esc(link[0])}">full size, {link[1]}</a>{told}'
+    return f'<figure class="{kind}"><div class="big">{picture}</div><figcaption>{told}</figcaption></figure>'
 
 
 def _ledger(run: Run, prompt: Prompted) -> str:
@@ -123,15 +137,17 @@ def _limit(unit: str, spent: float, limit: float | None) -> str:
 
 def chart_key(run: Run, full: bool) -> str:
     """What lines and dots of the charts mean; lines are labelled in place, so ``full`` is wanted only once."""
-    lines = {
+    apart = ", on a scale from 0 to 1" if run.apart else ""
+    lines = {m: f"{esc(clip(m, NAME))}'s, which {_guided(run, m)}{apart}" for m in run.judges} | {
         "score": "the guiding verifier's score",
-        "judge": "the judge's, who guided here" if run.verifier == "judge" else "the judge's, who did not guide",
-        "checker": "the exact checker's verdict: 0 wrong, 1 right",
+        "checker": f"the exact checker's verdict: 0 wrong, 1 right{apart}",
     }
+    if "judge" in lines:
+        lines["judge"] = f"the judge's, who {_guided(run, 'judge')}{apart}"
     shown = "".join(
-        f'<li><svg width="26" height="8" aria-hidden="true"><path class="line {m}" d="M1 4H25"/></svg>'
+        f'<li><svg width="26" height="8" aria-hidden="true"><path class="line {kind}" d="M1 4H25"/></svg>'
         f"<span>{lines[m]}</span></li>"
-        for m in run.measures
+        for m, kind in run.drawn.items()
         if full
     )
     dots = "dots: each finished picture's score"
@@ -140,8 +156,12 @@ def chart_key(run: Run, full: bool) -> str:
     return f'<ul class="key">{shown}<li><span>{dots}; ◇ unsearched</span></li></ul>'
 
 
-def _candidates(prompt: Prompted, album: Album, pictured: set[int]) -> str:
-    families = family_tree(prompt, album, pictured)
+def _guided(run: Run, name: str) -> str:
+    return "guided here" if run.verifier == name else "did not guide"
+
+
+def _candidates(prompt: Prompted, album: Album, pictured: set[int], cell: Cell) -> str:
+    families = family_tree(prompt, album, pictured, cell)
     left_out = sum(o.id not in pictured and _has_picture(o) for o in prompt.outcomes)
     note = ""
     if left_out:

@@ -3,11 +3,11 @@ contrast of 4.5 on their ground."""
 
 STYLE = """
 :root { color-scheme: light dark; --bg: #f6f6f3; --card: #fff; --sunk: #f1f1ed; --ink: #1c1d20; --mute: #5c6067;
-  --rule: #dfdfd9; --score: #0067a8; --judge: #9a5a00; --checker: #00704f; --no: #b3261e; --won: #0067a8; --wash:
+  --rule: #dfdfd9; --score: #0067a8; --judge: #9a5a00; --second: #a1347f; --checker: #00704f; --no: #b3261e; --won: #0067a8; --wash:
   #e5f0f8; --grid: #e9e9e4; --shade: #0002 }
 @media (prefers-color-scheme:dark) {
   :root { --bg: #121315; --card: #1a1c1f; --sunk: #222529; --ink: #e8e8e5; --mute: #a3a8af; --rule: #30343a; --score:
-    #6db8f2; --judge: #f0ab4f; --checker: #4fcaa2; --no: #ff8d80; --won: #6db8f2; --wash: #1b2c3a; --grid: #292c31;
+    #6db8f2; --judge: #f0ab4f; --second: #e79ac9; --checker: #4fcaa2; --no: #ff8d80; --won: #6db8f2; --wash: #1b2c3a; --grid: #292c31;
     --shade: #0008 }
 }
 * { box-sizing: border-box }
@@ -68,6 +68,8 @@ figure { margin: 0 }
 .big { border-radius: 10px; overflow: hidden; background: var(--sunk); box-shadow: 0 0 0 1px var(--rule) }
 .shot.won .big { box-shadow: 0 0 0 3px var(--won) }
 .big img { display: block; width: 100%; height: auto }
+.big a { display: block }
+.file { float: right; font-size: .8rem; color: var(--mute) }
 .crisp { image-rendering: pixelated }
 .big .blank { aspect-ratio: 1; width: 100% }
 figcaption { margin-top: .55rem }
@@ -78,9 +80,10 @@ figcaption { margin-top: .55rem }
   .2rem 0 }
 .shot dt { color: var(--mute) }
 .shot dd { font-weight: 550 }
-.score dt::before, .judge dt::before, .checker dt::before { content: ""; display: inline-block; width: .6em; height:
+.score dt::before, .judge dt::before, .second dt::before, .checker dt::before { content: ""; display: inline-block; width: .6em; height:
   .6em; border-radius: 99px; margin-right: .45em; background: var(--score) }
 .judge dt::before { background: var(--judge) }
+.second dt::before { background: var(--second) }
 .checker dt::before { background: var(--checker) }
 .ok { color: var(--checker) }
 .no { color: var(--no) }
@@ -101,10 +104,12 @@ th:first-child { text-align: left; padding-left: 0; color: var(--mute) }
 .chart .label { font-weight: 600; margin: 0 }
 .chart .label.score, .chart text.score { fill: var(--score) }
 .chart text.judge { fill: var(--judge) }
+.chart text.second { fill: var(--second) }
 .chart text.checker { fill: var(--checker) }
 .grid { stroke: var(--grid); stroke-width: 1 }
 .line { fill: none; stroke-width: 2; stroke: var(--score); stroke-linejoin: round }
 .line.judge { stroke: var(--judge); stroke-dasharray: 7 3 }
+.line.second { stroke: var(--second); stroke-dasharray: 9 3 2 3 }
 .line.checker { stroke: var(--checker); stroke-dasharray: 2 3; stroke-width: 2.2 }
 .dot { fill: var(--mute); stroke: var(--mute); stroke-width: 1.4; opacity: .85; cursor: pointer }
 .dot.hollow { fill: var(--card) }
@@ -145,6 +150,13 @@ th:first-child { text-align: left; padding-left: 0; color: var(--mute) }
 .star { position: absolute; left: 0; right: 0; bottom: -1px; text-align: center; background: var(--won); color:
   var(--card); font-size: 10.5px; font-weight: 650; border-radius: 0 0 5px 5px }
 .card.lit { box-shadow: inset 0 0 0 2px var(--ink) }
+.large .card { width: calc(var(--w) + 8px); height: calc(var(--h) + 40px) }
+.large .pic, .large .pic img, .large .pic .blank { width: var(--w); height: var(--h) }
+.large .pair { grid-template-columns: repeat(2, minmax(0, 27rem)) }
+main.large ~ #peek img { width: 192px; height: auto; max-height: 192px }
+.card a { color: inherit }
+.whole { margin: .3rem 0 .5rem; font-size: .9rem; color: var(--mute) }
+.whole p { white-space: pre-wrap; color: var(--ink); max-width: 75ch; margin: .3rem 0 }
 details.more { width: 100% }
 summary { cursor: pointer }
 .more > summary, .plain > summary { font-size: .925rem; color: var(--mute); padding: .3rem 0 }
@@ -191,6 +203,9 @@ footer h2 { margin-bottom: .6rem }
 #peek img { width: 128px; height: 128px; object-fit: contain; border-radius: 8px; flex: none }
 #peek ul { list-style: none; margin: 0; padding: 0; min-width: 0 }
 #peek li:first-child { font-weight: 600 }
+@media (min-width:56.01rem) {
+  .large .two { grid-template-areas: "seen seen" "paid plot" }
+}
 @media (max-width:56rem) {
   .two, section.overall { grid-template-columns: minmax(0, 1fr) }
   .two { grid-template-areas: "seen" "plot" "paid"; grid-template-rows: auto }
@@ -199,8 +214,10 @@ footer h2 { margin-bottom: .6rem }
 @media (max-width:30rem) {
   .tiles { grid-template-columns: repeat(2, minmax(0, 1fr)) }
   .tile { padding: .8rem .75rem .6rem }
-  .tile .value { font-size: 1.15rem; white-space: normal }
+  .tile .value { font-size: 1.15rem; white-space: normal; overflow-wrap: normal }
+  .tile .to { display: inline-block }
   .pair { gap: .75rem }
+  .large .pair { grid-template-columns: minmax(0, 1fr) }
   .code { flex-direction: column; align-items: stretch }
   .code button { align-self: flex-start; margin: 0 }
   .box { margin: 0 -.4rem; padding: .5rem }

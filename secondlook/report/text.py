@@ -18,6 +18,15 @@ def esc(value: object) -> str:
     return html.escape(_UNFIT.sub("\ufffd", str(value)), quote=True)
 
 
+def clip(text: str, most: int) -> str:
+    """The text, or its beginning and … where it is longer than ``most``; broken between words if one ends near there."""
+    if len(text) <= most:
+        return text
+    head = text[: most - 1]
+    near = max(head.rfind(" "), head.rfind("\n"))
+    return (head[:near] if near > 0.8 * most else head).rstrip() + "…"
+
+
 def count(value: float) -> str:
     """A whole number with thousands apart."""
     return f"{value:,.0f}"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,7 @@ from secondlook.plans.moves import best
 from secondlook.report.text import parent, part
 from secondlook.types import Cost, Outcome
 
-Measure = Callable[[Outcome], float]
-MEASURES: dict[str, Measure] = {
-    "score": lambda o: o.score,
-    "judge": lambda o: part(o, "judge"),
-    "checker": lambda o: part(o, "checker"),
-}
+MOST_DRAWN = 2  # judges that have a line in the charts
 
 
 @dataclass(frozen=True)
@@ -62,7 +58,7 @@ class Prompted:
 
 @dataclass(frozen=True)
 class Run:
-    """``measures``: which of score, judge and checker the log holds."""
+    """``measures``: the score, the judges by name and the checker: those that the log holds."""
 
     folder: Path
     config: dict[str, Any]
@@ -73,6 +69,32 @@ class Run:
     @property
     def verifier(self) -> str:
         return str(self.config.get("verifier", "")).split("(")[0].strip()
+
+    @property
+    def guide(self) -> str:
+        """The verifier's name without its module."""
+        return self.verifier.split(":")[-1]
+
+    @property
+    def judges(self) -> list[str]:
+        return [m for m in self.measures if m not in ("score", "checker")]
+
+    @cached_property
+    def drawn(self) -> dict[str, str]:
+        """The measures that have a line in the charts, each with its kind: the line's style. A judge has one where all it
+        says lies in [0, 1], since charts have no third scale."""
+        judges = [j for j in self.judges if all(0 <= v <= 1 for v in self._said(j))][:MOST_DRAWN]
+        kinds = dict(zip(judges, ("judge", "second"), strict=False))
+        return {m: kinds.get(m, m) for m in self.measures if m in ("score", "checker") or m in kinds}
+
+    @cached_property
+    def apart(self) -> bool:
+        """Whether some score lies outside [0, 1], so that charts give the scores a scale of their own."""
+        return any(not 0 <= v <= 1 for v in self._said("score"))
+
+    def _said(self, name: str) -> list[float]:
+        found = [said(o, name) for o in _everything(self.record)]
+        return [v for v in found if not math.isnan(v)]
 
     @property
     def oracle(self) -> bool:
@@ -94,9 +116,14 @@ def read_run(store: Store) -> Run:
     named = [str(p) for p in config.get("prompts") or []]
     indices = set(range(len(named))) | record.tasks.keys() | record.baselines.keys() | record.ended.keys()
     prompts = [_prompted(record, i, named[i] if i < len(named) else None) for i in sorted(indices)]
-    heard = {name for o in _everything(record) for name in o.parts}
-    measures = [m for m in MEASURES if m == "score" or m in heard]
+    heard = list(dict.fromkeys(name for o in _everything(record) for name in o.parts if name != "score"))
+    measures = ["score", *(n for n in heard if n != "checker"), *(n for n in heard if n == "checker")]
     return Run(store.folder, config, record, prompts, measures)
+
+
+def said(outcome: Outcome, name: str) -> float:
+    """A measure of an outcome; NaN where nothing was said."""
+    return outcome.score if name == "score" else part(outcome, name)
 
 
 def _everything(record: Record) -> list[Outcome]:
@@ -149,6 +176,5 @@ def mean(values: Sequence[float]) -> float:
 
 def both(run: Run, name: str) -> list[tuple[float, float]]:
     """A measure of the unsearched and the searched picture, of the prompts where it judged both."""
-    measure = MEASURES[name]
-    values = [(measure(a), measure(b)) for a, b in run.pairs]
+    values = [(said(a, name), said(b, name)) for a, b in run.pairs]
     return [(a, b) for a, b in values if not (math.isnan(a) or math.isnan(b))]
