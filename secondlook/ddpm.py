@@ -22,10 +22,12 @@ from secondlook.errors import ConfigError, nearest
 from secondlook.flow import Flow, Network
 from secondlook.noise import NoiseSource, normal
 from secondlook.path import PATHS, Coefs, Kind, Path
-from secondlook.solve import finish, moved, rows_of
+from secondlook.solve import moved, rows_of
 from secondlook.types import Estimate, State
 
 Variance = Literal["learned", "small", "large"]
+_NEAR = 1e-14  # logarithms of abar nearer than this, in proportion, are one
+CLEAN = 1e-8  # a path with less noise than this at t = 1 ends at the data (GVP's sigma rounds to 6e-17)
 
 
 def linear_abar(steps: int = 1000, low: float = 1e-4, high: float = 0.02) -> tuple[float, ...]:
@@ -55,10 +57,14 @@ class Discrete:
     Numer. Anal. 17, 1980) with three-point slopes: log abar of smooth betas is nearly quadratic, which this reproduces, its
     slope is -beta of the continuous process, so the diffusion w_KL stays positive, and the ODE's velocity is continuous.
     Times in float32 do not hit the knots: nearer to one than their rounding they are taken to be it.
+
+    final: abar at t = 1, from abar[0] to 1. Schedulers that end at the noise of their cleanest step, and not at clean data, have
+    it at abar[0] (``set_alpha_to_one=False``, ``final_sigmas_type="sigma_min"``); the path is then flat after that step.
     """
 
     abar: tuple[float, ...] = field(default_factory=linear_abar, repr=False)
     name: str = "discrete"
+    final: float = 1.0
 
     def __post_init__(self) -> None:
         if len(self.abar) < 2 or not all(1 > a > b > 0 for a, b in pairwise(self.abar)):
@@ -66,11 +72,16 @@ class Discrete:
                 "A discrete path wants two or more alphas_cumprod that fall from below 1 and stay above 0; "
                 "where the last is 0 give a small number, such as 2 ** -24."
             )
+        if not self.abar[0] <= self.final <= 1:
+            raise ConfigError(
+                f"A discrete path ends at its first alphas_cumprod, 1, or between; got {self.final!r} after {self.abar[0]!r}."
+            )
 
     @staticmethod
-    def of(abar: Sequence[float] | Tensor) -> Discrete:
+    def of(abar: Sequence[float] | Tensor, final: float = 1.0) -> Discrete:
         """From any sequence of numbers, or a tensor [T]."""
-        return Discrete(tuple(abar.double().tolist() if isinstance(abar, Tensor) else map(float, abar)))
+        values = tuple(abar.double().tolist() if isinstance(abar, Tensor) else map(float, abar))
+        return Discrete(values, final=final)
 
     @property
     def steps(self) -> int:
@@ -89,18 +100,42 @@ class Discrete:
         return self.time(self._depth(t) - 1)
 
     def coefs(self, t: Tensor) -> Coefs:
-        """alpha, sigma and their derivatives in t, [B]. d_sigma is bounded by a cap at t = 1, where it diverges."""
-        logs, slopes = (v.to(t.device) for v in self._table)
+        """alpha, sigma and their derivatives in t, [B]. d_sigma is bounded by a cap at t = 1, where it diverges (final 1)."""
         depth = self._depth(t)
         knot = depth.floor().clamp(max=self.steps - 1).long()
-        u = depth - knot
-        low, high, m, n = logs[knot], logs[knot + 1], slopes[knot], slopes[knot + 1]
-        value = low * (1 + 2 * u) * (1 - u) ** 2 + high * u**2 * (3 - 2 * u) + u * (1 - u) * (m * (1 - u) - n * u)
-        slope = 6 * u * (1 - u) * (high - low) + m * (1 - u) * (1 - 3 * u) + n * u * (3 * u - 2)
+        value, slope = self._log(knot, depth - knot)
         alpha, sigma = (0.5 * value).exp(), torch.expm1(value).abs().sqrt()
         d_alpha = -0.5 * self.steps * slope * alpha
         d_sigma = -alpha * d_alpha / sigma.clamp_min(torch.finfo(t.dtype).tiny ** 0.5)
         return Coefs(*(v.to(t.dtype) for v in (alpha, sigma, d_alpha, d_sigma)))
+
+    def time_of(self, ratio: Tensor) -> Tensor:
+        """The times [B] float64 at which sigma / alpha is ``ratio`` [B] (the sigma of schedulers whose x is x / alpha), the
+        earliest where the path is flat. ConfigError for what the path does not reach, by more than rounding in float32."""
+        want = torch.log1p(ratio.double().square())  # -log abar
+        depths = -self._table[0].to(want.device)
+        low, high = float(depths[0]), float(depths[-1])
+        bad = ~((want >= low * (1 - 1e-6)) & (want <= high * (1 + 1e-6)) & (ratio >= 0))
+        if bool(bad.any()):
+            ends = f"from {math.expm1(low) ** 0.5:.6g} to {math.expm1(high) ** 0.5:.6g}"
+            raise ConfigError(f"sigma / alpha goes {ends} on this discrete path; got {float(ratio[bad][0]):.6g}.")
+        want = want.clamp(low, high)
+        at = torch.searchsorted(depths, want * (1 + _NEAR), right=True) - 1
+        exact = (want - depths[at]).abs() <= _NEAR * want
+        knot = at.clamp(max=self.steps - 1)
+        left, right = torch.zeros_like(want), torch.ones_like(want)
+        for _ in range(54):  # halves [0, 1] down to its rounding
+            u = 0.5 * (left + right)
+            beyond = -self._log(knot, u)[0] >= want
+            left, right = torch.where(beyond, left, u), torch.where(beyond, u, right)
+        return 1 - torch.where(exact, at.double(), knot + right) / self.steps
+
+    def _log(self, knot: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """log abar and its slope in steps at depths knot + u, [B] float64; knot: int64 from 0 to T - 1, u in [0, 1]."""
+        logs, slopes = (v.to(u.device) for v in self._table)
+        low, high, m, n = logs[knot], logs[knot + 1], slopes[knot], slopes[knot + 1]
+        value = low * (1 + 2 * u) * (1 - u) ** 2 + high * u**2 * (3 - 2 * u) + u * (1 - u) * (m * (1 - u) - n * u)
+        return value, 6 * u * (1 - u) * (high - low) + m * (1 - u) * (1 - 3 * u) + n * u * (3 * u - 2)
 
     def _depth(self, t: Tensor) -> Tensor:
         """Steps from clean data, 0 to T, float64."""
@@ -112,7 +147,7 @@ class Discrete:
     def _table(self) -> tuple[Tensor, Tensor]:
         """log abar and its slope in steps at depths 0 .. T, [T + 1] float64 each."""
         with torch.inference_mode(False):  # kept, and perhaps first asked for by a sampler, then by training
-            logs = torch.tensor([0.0, *map(math.log, self.abar)], dtype=torch.float64)
+            logs = torch.tensor([*map(math.log, (self.final, *self.abar))], dtype=torch.float64)
             rise = logs.diff()
             inner = torch.maximum(0.5 * (rise[1:] + rise[:-1]), 3 * torch.maximum(rise[1:], rise[:-1]))
             ends = [(1.5 * rise[i] - 0.5 * rise[j]).clamp(max=0).maximum(3 * rise[i]) for i, j in ((0, 1), (-1, -2))]
@@ -167,6 +202,11 @@ def on_its_path(network: Any) -> tuple[Network, Path]:
     return network, PATHS[name]()
 
 
+def exact_coefs(path: Path, t: Tensor) -> Coefs:
+    """The path's coefficients at times [B] in float64, at the knots that times in float32 stand for."""
+    return path.coefs(path.exact(t) if isinstance(path, Discrete) else t.double())
+
+
 @dataclass(frozen=True)
 class Bridge:
     """The law of x at t_next > t given x at t and the data, normal with mean ``alpha data + keep noise`` and variance ``small``,
@@ -183,7 +223,7 @@ class Bridge:
     @staticmethod
     def of(path: Path, t: Tensor, t_next: Tensor) -> Bridge:
         """In float64: the variances are small differences."""
-        c, n = (path.coefs(path.exact(v) if isinstance(path, Discrete) else v.double()) for v in (t, t_next))
+        c, n = (exact_coefs(path, v) for v in (t, t_next))
         tiny = torch.finfo(torch.float64).tiny
         ratio = torch.where(n.alpha > 0, c.alpha / n.alpha.clamp_min(tiny), torch.ones_like(n.alpha))
         large = (c.sigma**2 - (ratio * n.sigma) ** 2).clamp_min(0)
@@ -195,21 +235,30 @@ class Bridge:
         return rows_of(self.alpha, e.data) * e.data + rows_of(self.keep, e.data) * e.noise
 
 
-def _forward_only(name: str, state: State, t_next: Tensor) -> None:
+def forward_only(name: str, state: State, t_next: Tensor) -> None:
+    """ConfigError where a step of a solver that draws noise leads back."""
     if bool((t_next < state.t).any()):
         raise ConfigError(f"{name} draws noise, so it runs from noise to data only; go back with ddim at eta 0.")
 
 
-def _draw(source: NoiseSource, state: State) -> Tensor:
+def draw_noise(source: NoiseSource, state: State) -> Tensor:
+    """The noise of each row's next step, [B, *S]: a function of its key and of the steps it has taken."""
     keys = [k.child("step", int(n)) for k, n in zip(state.keys, state.step.tolist(), strict=True)]
     return source(keys, state.x.shape[1:]).to(state.x)
+
+
+def landed(x: Tensor, data: Tensor, t_next: Tensor, sigma: Tensor) -> Tensor:
+    """``data`` in the rows that have reached t = 1 on a path without noise there, ``x`` in the others; sigma: the path's at
+    t_next, [B]."""
+    return torch.where(rows_of((t_next >= 1.0) & (sigma <= CLEAN), x) > 0, data, x)
 
 
 @dataclass(frozen=True)
 class DDIM:
     """2010.02502, eq. 12 and 16, on any path: x' = alpha' data + sqrt(sigma'^2 - s^2) noise + s z with s^2 = eta^2 times
     ``Bridge.small``. First order. eta 0 draws no noise, is exact where the data estimate does not change, and runs both ways;
-    eta 1 is ancestral sampling. One evaluation a step; the step that reaches t = 1 returns the data estimate."""
+    eta 1 is ancestral sampling. One evaluation a step; the step that reaches t = 1 returns the data estimate, unless the path
+    keeps noise there (``Discrete.final``)."""
 
     eta: float = 0.0
     source: NoiseSource = normal
@@ -224,15 +273,15 @@ class DDIM:
 
     def step(self, flow: Flow, state: State, t_next: Tensor, cond: Any) -> State:
         if self.eta > 0:
-            _forward_only("ddim with eta above 0", state, t_next)
+            forward_only("ddim with eta above 0", state, t_next)
         e = flow.estimate(state.x, state.t, cond)
         bridge = Bridge.of(flow.path, state.t, t_next)
         var = self.eta**2 * bridge.small
         keep = (bridge.sigma**2 - var).clamp_min(0).sqrt()
         x = rows_of(bridge.alpha, e.data) * e.data + rows_of(keep, e.data) * e.noise
         if self.eta > 0:
-            x = x + rows_of(var.sqrt(), x) * _draw(self.source, state)
-        return moved(state, finish(x, e.data, t_next), t_next, e.data)
+            x = x + rows_of(var.sqrt(), x) * draw_noise(self.source, state)
+        return moved(state, landed(x, e.data, t_next, bridge.sigma), t_next, e.data)
 
 
 class _Heard:
@@ -258,7 +307,8 @@ class Ancestral:
     variance: "small" or "large", the bounds of 2006.11239, sec. 3.2; "learned", between them by the head's further
     channels v: log variance = f log large + (1 - f) log small with f = (v + 1) / 2 (2102.09672, eq. 15); None, learned
     where the network has such channels, else small. Under guidance the prediction is guided and v is the wanted condition's alone,
-    as in DiT's code, and both come from one call. The step that reaches t = 1 adds no noise and returns the data estimate.
+    as in DiT's code, and both come from one call. The step that reaches t = 1 adds no noise and returns the data estimate, unless
+    the path keeps noise there.
     """
 
     variance: Variance | None = None
@@ -275,12 +325,12 @@ class Ancestral:
         return 1
 
     def step(self, flow: Flow, state: State, t_next: Tensor, cond: Any) -> State:
-        _forward_only("ddpm", state, t_next)
+        forward_only("ddpm", state, t_next)
         heard = _Heard(flow.network, len(state))
         e = replace(flow, network=heard).estimate(state.x, state.t, cond)
         bridge = Bridge.of(flow.path, state.t, t_next)
-        x = bridge.mean(e) + self.spread(bridge, heard.variance, e.data) * _draw(self.source, state)
-        return moved(state, finish(x, e.data, t_next), t_next, e.data)
+        x = bridge.mean(e) + self.spread(bridge, heard.variance, e.data) * draw_noise(self.source, state)
+        return moved(state, landed(x, e.data, t_next, bridge.sigma), t_next, e.data)
 
     def spread(self, bridge: Bridge, v: Tensor | None, like: Tensor) -> Tensor:
         """The step's standard deviation, to multiply ``like`` [B, *S]; v: [B, C or 0, ...], the head's further channels."""

@@ -23,6 +23,7 @@ SOLVERS = {
     "sde_heun": "secondlook.sde:StochasticHeun",
     "ddim": "secondlook.ddpm:DDIM",
     "ddpm": "secondlook.ddpm:Ancestral",
+    "dpmpp": "secondlook.dpm:DPMpp",
 }
 VERIFIERS = {
     "learned": "secondlook.verify.builtin:learned",
@@ -53,6 +54,7 @@ ABOUT = {
     "sde_heun": "stochastic Heun on SiT's SDE, two evaluations a step",
     "ddim": "DDIM (2010.02502): exponential first-order step; eta from 0 (no noise) to 1 (ancestral), one evaluation a step",
     "ddpm": "DDPM's ancestral steps (2006.11239), variance learned, small or large, one evaluation a step",
+    "dpmpp": "DPM-Solver++ (2211.01095): second-order multistep, one evaluation a step; eta from 0 (ODE) to 1 (SDE)",
     "learned": "the shipped verifier: a network's findings, held against the prompt's rules; guides",
     "judge": "the shipped second network, of the same kind: judges what others guided",
     "oracle": "the world's exact checker; as a guide it gives an upper bound, and is labelled so",

@@ -1,4 +1,4 @@
-"""Solvers: pure functions from a state to a later state. Nothing is remembered between calls.
+"""Solvers: pure functions from a state to a later state. Nothing is remembered between calls but in the state.
 
 Here: the protocol and the fixed-step solvers of the probability-flow ODE dx = v(x, t) dt (SiT, 2401.08740, eq. 2).
 Stochastic ones are in sde.py, the adaptive one in adaptive.py. Data to noise is the same step with t_next < t.
@@ -6,6 +6,7 @@ Stochastic ones are in sde.py, the adaptive one in adaptive.py. Data to noise is
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -36,9 +37,16 @@ def rows_of(t: Tensor, like: Tensor) -> Tensor:
     return t.to(like).view(-1, *(1,) * (like.ndim - 1))
 
 
-def moved(state: State, x: Tensor, t_next: Tensor, data: Tensor, steps: int | Tensor = 1) -> State:
-    """The state after a step."""
-    return replace(state, x=x, t=t_next, data=data, step=state.step + steps)
+def moved(
+    state: State,
+    x: Tensor,
+    t_next: Tensor,
+    data: Tensor,
+    steps: int | Tensor = 1,
+    carry: Mapping[str, Tensor] | None = None,
+) -> State:
+    """The state after a step; what it carried before is dropped, for another solver's memory would be out of date."""
+    return replace(state, x=x, t=t_next, data=data, step=state.step + steps, carry=carry)
 
 
 def finish(x: Tensor, data: Tensor, t_next: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ decoded shape. Guidance scale 1 means none. A higher score is better; NaN means 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import math
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -25,6 +26,7 @@ class State:
 
     x: [B, *S], the noisy sample. t: [B], its time. data: [B, *S], the latest guess of the clean sample, or None
     before the first step. keys: one noise key a row. step: [B] int64, solver steps taken since the row began.
+    carry: what a multistep solver remembers, each [B, ...], or None; NaN in the rows that remember nothing.
     """
 
     x: Tensor
@@ -32,6 +34,7 @@ class State:
     keys: tuple[Key, ...]
     step: Tensor
     data: Tensor | None = None
+    carry: Mapping[str, Tensor] | None = None
 
     def __len__(self) -> int:
         return self.x.shape[0]
@@ -40,11 +43,13 @@ class State:
         """The rows named by ``index``, in that order; a row may be named more than once."""
         at = torch.as_tensor(list(index), dtype=torch.long)
         data = None if self.data is None else self.data[at]
-        return State(self.x[at], self.t[at], tuple(self.keys[i] for i in index), self.step[at], data)
+        carry = None if self.carry is None else {name: v[at] for name, v in self.carry.items()}
+        return State(self.x[at], self.t[at], tuple(self.keys[i] for i in index), self.step[at], data, carry)
 
     @staticmethod
     def stack(states: Sequence[State]) -> State:
-        """Rows of several states in one. A missing ``data`` counts as zeros when another state has it."""
+        """Rows of several states in one. A missing ``data`` counts as zeros when another state has it, what is missing
+        from a ``carry`` as NaN."""
         if not states:
             raise ValueError("State.stack wants at least one state; got none.")
         data = None
@@ -56,7 +61,23 @@ class State:
             tuple(k for s in states for k in s.keys),
             torch.cat([s.step for s in states]),
             data,
+            _carried(states),
         )
+
+
+def _carried(states: Sequence[State]) -> dict[str, Tensor] | None:
+    """The carries of several states row by row; ValueError where rows lack what has no NaN."""
+    names = {name: v for s in states for name, v in (s.carry or {}).items()}
+    carry = {}
+    for name, like in names.items():
+        parts = []
+        for s in states:
+            part = (s.carry or {}).get(name)
+            if part is None and not like.is_floating_point():
+                raise ValueError(f'State.stack: "{name}" is carried as {like.dtype}, and some rows lack it.')
+            parts.append(like.new_full((len(s), *like.shape[1:]), math.nan) if part is None else part)
+        carry[name] = torch.cat(parts)
+    return carry or None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from secondlook.ddpm import DDIM, Ancestral, Bridge, Discrete, learned_log, line
 from secondlook.errors import ConfigError
 from secondlook.flow import Flow
 from secondlook.noise import Key
-from secondlook.path import GVP, VP, Kind, Linear, Path
+from secondlook.path import GVP, VP, Kind, Linear, Path, complete
 from secondlook.solve import RK4, Euler, Solver, integrate
 from secondlook.types import State
 from secondlook.worlds.mixture import Mixture
@@ -117,7 +117,69 @@ def test_what_is_no_schedule_is_refused() -> None:
     for bad in ((0.5,), (0.5, 0.6), (1.0, 0.5), (0.9, 0.5, 0.0), (0.9, float("nan"))):
         with pytest.raises(ConfigError, match="fall from below 1"):
             Discrete(bad)
+    for bad_final in (0.99, 1.01, float("nan")):
+        with pytest.raises(ConfigError, match="ends at its first alphas_cumprod, 1, or between"):
+            Discrete(final=bad_final)
     assert len(repr(Discrete())) < 60
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("abar", [linear_abar(), (0.9, 0.89, 0.3, 0.29, 1e-3)], ids=["smooth", "rough"])
+def test_a_path_may_end_before_clean_data(abar: tuple[float, ...], share: float) -> None:
+    """The knots stay where they are; nothing on the way or at the end is NaN, in any view of an estimate."""
+    path = Discrete(abar, final=abar[0] + share * (1 - abar[0]))
+    ends = path.coefs(torch.tensor([1.0, path.time(torch.tensor([0]))[0]], dtype=DOUBLE)).alpha.square()
+    torch.testing.assert_close(ends, torch.tensor([path.final, abar[0]], dtype=DOUBLE), rtol=1e-12, atol=0)
+    for dtype in (torch.float32, DOUBLE):
+        t = torch.cat([torch.linspace(0.9 * (1 - 2 / path.steps), 1, 41), path.time(torch.arange(-1, 4)).float()]).to(
+            dtype
+        )
+        x = torch.linspace(-1, 1, len(t), dtype=dtype)[:, None]
+        c = path.coefs(t)
+        assert all(v.isfinite().all() for v in (c.alpha, c.sigma, c.d_alpha, c.d_sigma))
+        assert (c.d_alpha >= 0).all()
+        for kind in ("data", "noise", "logp_grad"):
+            e = complete(path, x, t, kind, 0.5 * x)
+            assert all(v.isfinite().all() for v in (e.data, e.noise, e.velocity, e.logp_grad))
+    if share == 0:
+        flat = path.coefs(torch.linspace(1 - 1 / path.steps, 1, 9, dtype=DOUBLE))
+        torch.testing.assert_close(flat.alpha.square(), torch.full((9,), abar[0], dtype=DOUBLE), rtol=1e-14, atol=0)
+        assert not flat.d_alpha.any()
+    if share == 1:
+        assert path == Discrete(abar)
+
+
+@pytest.mark.parametrize("final", [None, 0.99995, 1.0])
+def test_times_of_noise_over_data(final: float | None) -> None:
+    abar = linear_abar()
+    path = Discrete(abar, final=abar[0] if final is None else final)
+    knots = path.time(torch.arange(1000))
+    ratio = torch.tensor([((1 - a) / a) ** 0.5 for a in abar], dtype=DOUBLE)
+    torch.testing.assert_close(path.time_of(ratio), knots, rtol=0, atol=1e-12)
+    torch.testing.assert_close(path.time_of(ratio.float()), knots, rtol=0, atol=1e-6)
+    t = torch.rand(500, generator=torch.Generator().manual_seed(0), dtype=DOUBLE) * (0.999 if final is None else 1.0)
+    c = path.coefs(t)
+    torch.testing.assert_close(path.time_of(c.sigma / c.alpha), t, rtol=0, atol=1e-12)
+    low = 0.0 if path.final == 1 else ((1 - path.final) / path.final) ** 0.5
+    last = path.time_of(torch.tensor([low, low * (1 - 1e-7)], dtype=DOUBLE))
+    torch.testing.assert_close(
+        last, torch.full((2,), 0.999 if final is None else 1.0, dtype=DOUBLE), rtol=0, atol=1e-12
+    )
+    for bad in (1.001 * float(ratio[-1]), 0.99 * low - 1e-9, math.nan):
+        with pytest.raises(ConfigError, match="on this discrete path"):
+            path.time_of(torch.tensor([1.0, bad]))
+
+
+def test_random_last_steps_follow_a_path_that_keeps_noise() -> None:
+    path = Discrete(final=linear_abar()[0])
+    flow, state = Flow(WORLD.network(path, "noise"), path), exact_state(path, 0.9, 4)
+    one = torch.ones_like(state.t)
+    for solver in ALL:
+        end = solver.step(flow, state, one, None)
+        assert end.data is not None
+        same = solver.step(flow, state, one - 1 / path.steps, None)  # the path is flat in between
+        torch.testing.assert_close(end.x, same.x, rtol=1e-12, atol=1e-12)
+        assert not torch.equal(end.x, end.data)
 
 
 # The posterior

@@ -156,9 +156,14 @@ def test_a_file_is_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [p.name for p in tmp_path.iterdir()] == ["picture.png"]  # no half-written file takes up room
 
 
+@pytest.mark.parametrize(
+    "carry", [None, {"data": torch.full((1, 3, 4, 4), 0.3), "t": torch.tensor([0.1], dtype=torch.float64)}]
+)
 @pytest.mark.parametrize("data", [None, torch.ones(1, 3, 4, 4)])
-def test_a_state_comes_back_bit_for_bit(store: Store, data: torch.Tensor | None) -> None:
-    state = State(torch.randn(1, 3, 4, 4), torch.tensor([1 / 3]), (Key.root(5),), torch.tensor([3]), data)
+def test_a_state_comes_back_bit_for_bit(
+    store: Store, data: torch.Tensor | None, carry: dict[str, torch.Tensor] | None
+) -> None:
+    state = State(torch.randn(1, 3, 4, 4), torch.tensor([1 / 3]), (Key.root(5),), torch.tensor([3]), data, carry)
     store.save_state(2, state)
     back = store.state(2)
     assert back is not None
@@ -167,6 +172,11 @@ def test_a_state_comes_back_bit_for_bit(store: Store, data: torch.Tensor | None)
     assert torch.equal(back.step, state.step)
     assert back.keys == state.keys
     assert (back.data is None) == (data is None)
+    assert (back.carry is None) == (carry is None)
+    for name, value in (carry or {}).items():
+        assert back.carry is not None
+        assert back.carry[name].dtype == value.dtype
+        assert torch.equal(back.carry[name], value)
     assert store.state(3) is None
 
 

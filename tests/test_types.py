@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 import torch
@@ -69,6 +69,42 @@ def test_missing_data_counts_as_zeros_beside_a_row_that_has_it() -> None:
     assert both.data[:2].abs().max() == 0
     assert begun.data is not None
     assert torch.equal(both.data[2:], begun.data)
+
+
+def carrying(rows: int, seed: int = 0, **more: torch.Tensor) -> State:
+    state = make(rows, seed=seed)
+    return replace(state, carry={"data": 3 * state.x, "t": state.t - 0.1, **more})
+
+
+def test_what_is_carried_goes_with_its_rows() -> None:
+    state = carrying(4, count=torch.arange(4))
+    picked = state.rows([3, 1, 3])
+    assert state.carry is not None
+    assert picked.carry is not None
+    for name, value in state.carry.items():
+        assert torch.equal(picked.carry[name], value[[3, 1, 3]])
+    both = State.stack([state.rows([2]), state.rows([0, 1])])
+    assert both.carry is not None
+    assert list(both.carry) == ["data", "t", "count"]
+    assert both.carry["count"].tolist() == [2, 0, 1]
+    assert State.stack([make(2), make(1)]).carry is None
+    assert make(2).rows([1]).carry is None
+
+
+def test_rows_without_a_carry_have_nan_beside_rows_with_one() -> None:
+    one, two = carrying(2), replace(make(3, seed=1), carry={"slope": torch.ones(3, 4, dtype=torch.float32)})
+    both = State.stack([make(1), one, two])
+    assert one.carry is not None
+    assert both.carry is not None
+    assert {name: tuple(v.shape) for name, v in both.carry.items()} == {"data": (6, 2, 3), "t": (6,), "slope": (6, 4)}
+    assert both.carry["slope"].dtype == torch.float32
+    for name, there in (("data", [1, 2]), ("t", [1, 2]), ("slope", [3, 4, 5])):
+        blank = [i for i in range(6) if i not in there]
+        assert both.carry[name][there].isfinite().all()
+        assert both.carry[name][blank].isnan().all()
+    assert torch.equal(both.carry["t"][1:3], one.carry["t"])
+    with pytest.raises(ValueError, match=r'"count" is carried as torch.int64, and some rows lack it'):
+        State.stack([carrying(1, count=torch.arange(1)), one])
 
 
 def test_no_rows_and_no_states() -> None:

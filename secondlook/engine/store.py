@@ -32,6 +32,7 @@ from secondlook.types import State
 
 VERSION = 1
 LOG = "run.sqlite"
+_CARRY = "carry."  # before the names of what a state carries, in its file
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE events (
@@ -198,6 +199,7 @@ class Store:
         arrays = {"x": state.x.numpy(), "t": state.t.numpy(), "step": state.step.numpy()}
         if state.data is not None:
             arrays["data"] = state.data.numpy()
+        arrays.update({_CARRY + name: v.numpy() for name, v in (state.carry or {}).items()})
         buffer = io.BytesIO()
         np.savez(buffer, key=np.frombuffer(state.keys[0].value.to_bytes(16, "big"), np.uint8), **arrays)  # type: ignore[arg-type]
         write_atomic(self.folder / "states" / f"{outcome:06d}.npz", buffer.getvalue())
@@ -215,7 +217,8 @@ class Store:
             raise DamagedError(
                 f"The state {path} cannot be read ({error}); delete it and it will be made again."
             ) from None
-        return State(a["x"], a["t"], (key,), a["step"], a.get("data"))
+        carry = {name.removeprefix(_CARRY): v for name, v in a.items() if name.startswith(_CARRY)}
+        return State(a["x"], a["t"], (key,), a["step"], a.get("data"), carry or None)
 
     def drop_state(self, outcome: int) -> None:
         """Forget an outcome's state, if there is one; it can be made again from its derivation."""
