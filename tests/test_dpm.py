@@ -27,7 +27,7 @@ from secondlook.solve import Euler, Solver, integrate
 from secondlook.types import Condition, State
 from secondlook.worlds.mixture import Mixture
 from tests.helpers import drive, tiny_network, tiny_rig
-from tests.test_solve import exact_state, flow_on, rms_error
+from tests.test_solve import WORLD, exact_state, flow_on, rms_error
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2
 PATHS: list[Path] = [Linear(), GVP(), VP(), Discrete()]
@@ -351,7 +351,7 @@ def test_the_last_step_follows_a_path_that_keeps_noise(final: float | None, kind
     path = replace(path, final=path.abar[0] if final is None else final)
     state = exact_state(path, 0.9, 4)
     for solver in (DDIM(), DPMpp(), DPMpp(lower_order_final=True)):
-        flow = Flow(flow_on(path).network, path)
+        flow = Flow(WORLD.network(path, kind), path)
         end = solver.step(flow, solver.step(flow, state, state.t + 0.09, None), torch.ones_like(state.t), None)
         assert end.data is not None
         assert torch.equal(end.x, end.data) is (final == 1.0)
@@ -364,11 +364,12 @@ def test_the_last_step_follows_a_path_that_keeps_noise(final: float | None, kind
     assert bool(turns[1].all()) is (final is None)
 
 
-def test_what_moves_keep_of_a_memory(tmp_path: File) -> None:
+def test_what_moves_keep_of_a_memory() -> None:
     rig = tiny_rig(tiny_network(), solver="dpmpp")
     key = Key.root(3)
-    moves: list[dict[str, Any]] = [{"name": "fresh", "key": key.hex()}, {"name": "near", "parent": 0, "radius": 0.5, "key": key.hex()},
-             {"name": "rewind", "parent": 0, "to": 0.1, "key": key.hex()}, {"name": "resume", "parent": 0}]  # fmt: skip
+    near, rewound = {"name": "near", "parent": 0, "radius": 0.5}, {"name": "rewind", "parent": 0, "to": 0.1}
+    moves: list[dict[str, Any]] = [{"name": "fresh"}, near, rewound, {"name": "resume", "parent": 0}]
+    moves = [{**move, "key": key.hex()} for move in moves]
     [state] = rig.step([rig.start(key)], [0.3], [Condition("a red circle")])
     found = [start(rig, m, lambda i: moves[i], lambda i: state).carry for m in moves]
     assert found[:3] == [None] * 3
