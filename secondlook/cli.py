@@ -97,7 +97,7 @@ def parser() -> Parser:
 
     prompts = commands.add_parser("prompts", help="print a prompt set as GenEval metadata")
     prompts.add_argument("set", help="scenes-dev, scenes-test, scenes-hard-dev or scenes-hard-test")
-    listing = commands.add_parser("list", help="plans, verifiers, worlds, models or solvers")
+    listing = commands.add_parser("list", help="plans, verifiers, worlds, models, solvers or pipelines")
     listing.add_argument("what")
     _training(commands.add_parser("train", help="train a world's model, verifier or judge"))
     _importing(commands.add_parser("import", help="official SiT, REPA or DiT weights into this project's own file"))

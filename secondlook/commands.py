@@ -202,13 +202,13 @@ def prompts(args: Args, words: Sequence[str]) -> int:
 
 def list(args: Args, words: Sequence[str]) -> int:
     tables = {"plans": registry.PLANS, "verifiers": registry.VERIFIERS, "worlds": registry.WORLDS,
-              "models": registry.MODELS, "solvers": registry.SOLVERS}  # fmt: skip
+              "models": registry.MODELS, "solvers": registry.SOLVERS, "pipelines": registry.PIPELINES}  # fmt: skip
     if args.what not in tables:
         raise ConfigError(f'There is nothing called "{args.what}" to list; {nearest(args.what, tables)}')
-    about = registry.ABOUT_MODELS if args.what == "models" else registry.ABOUT
+    about = {"models": registry.ABOUT_MODELS, "pipelines": registry.PIPELINES}.get(args.what, registry.ABOUT)
     for name in tables[args.what]:
         options = f": {registry.written(name)}" if args.what == "plans" else ""
-        print(f"{name:<12}{about[name]}{options}")
+        print(f"{name:<16}{about[name]}{options}")
     return 0
 
 

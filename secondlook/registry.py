@@ -61,7 +61,7 @@ ABOUT = {
     "brightness": "mean luma, 0 to 1; knows nothing of the prompt: for trying things out",
     "sharpness": "spread of the luma's Laplacian; knows nothing of the prompt: for trying things out",
     # The list pads names to twelve letters, and this one is longer.
-    "compressibility": " minus the JPEG's kilobytes, sign=-1: plus (2305.13301); knows nothing of the prompt: for trying things out",
+    "compressibility": "minus the JPEG's kilobytes, sign=-1: plus (2305.13301); knows nothing of the prompt: for trying things out",
     "scenes": "text-to-image: coloured shapes, counts and relations, 64 x 64",
     "digits": "classes 0 to 9: handwritten digits, 8 x 8, real data; a stand-in for ImageNet",
     "glyphs": "32 classes: one coloured shape, 32 x 32, unlimited data; a stand-in for ImageNet",
@@ -71,6 +71,15 @@ ABOUT_MODELS = {
     "scenes": "the shipped text-to-image transformer of the Scenes world",
     "digits": "the shipped class-conditional transformer of the Digits world",
     "glyphs": "the shipped class-conditional transformer of the Glyphs world",
+}
+PIPELINES = {  # what `draw --model` takes from diffusers, and the adapters that take it
+    "sana": "SanaPipeline (SANA 1.0 and 1.5): flow, DPM-Solver++ or Euler",
+    "flux": "FluxPipeline (FLUX.1 dev and schnell): flow, packed latents, distilled and true guidance",
+    "sd3": "StableDiffusion3Pipeline (SD3 and 3.5): flow, three text encoders",
+    "pixart": "PixArtSigmaPipeline, PixArtAlphaPipeline: noise prediction, learned variance",
+    "sdxl": "StableDiffusionXLPipeline: U-Net, noise or v-prediction, size conditions",
+    "dit": "DiTPipeline: classes, noise prediction, learned variance",
+    "sit": "SiT weights files with --vae: classes, any path and prediction",
 }
 DEFAULTS: dict[str, Any] = {"steps": 20, "guidance": 2.5, "shift": 3.0}  # chosen on scenes-dev: docs/results/sweep.md
 WORLD_DEFAULTS: dict[str, dict[str, Any]] = {

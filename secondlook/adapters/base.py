@@ -23,7 +23,7 @@ from secondlook.adapters.chunks import Chunks
 from secondlook.adapters.schedule import Schedule, read
 from secondlook.errors import ConfigError, SecondlookError
 from secondlook.notes import note
-from secondlook.path import Kind
+from secondlook.path import KINDS, Kind
 from secondlook.types import Condition
 
 
@@ -257,7 +257,7 @@ class Adapter(ABC):
 
     def network(self, schedule: Schedule, guidance: float = 1.0) -> Network:
         """The network as a flow takes it, shown the levels of ``schedule`` and, where that is distilled, ``guidance``."""
-        if schedule.predicts not in ("flow", "epsilon", "sample", "v_prediction"):
+        if schedule.predicts not in ("flow", "epsilon", "sample", "v_prediction", *KINDS):
             raise ConfigError(f'The scheduler\'s prediction_type "{schedule.predicts}" is unknown here; known: epsilon, sample, '
                               "v_prediction and flow_prediction.")  # fmt: skip
         self._device = None  # the pipeline may have been moved
@@ -331,7 +331,7 @@ class Network:
     predicts: Kind = field(init=False)
 
     def __post_init__(self) -> None:
-        kinds: dict[str, Kind] = {"flow": "velocity", "sample": "data"}
+        kinds: dict[str, Kind] = {"flow": "velocity", "sample": "data", **{k: k for k in KINDS}}
         self.predicts = kinds.get(self.schedule.predicts, "noise")
 
     @property

@@ -52,7 +52,7 @@ def load(model: Any, *, dtype: str | None = None, device: str | None = None, ada
     if Path(model).suffix in WEIGHTS:
         from secondlook.adapters.sit import load_weights
 
-        return load_weights(Path(model), vae, chosen, dtype, device)
+        return load_weights(Path(model), vae, chosen, dtype, _device(device))
     if vae is not None:
         raise ConfigError("--vae belongs to SiT weights; a pipeline brings its own autoencoder.")
     return _from_folder(str(model), dtype, device, adapter, chosen)
