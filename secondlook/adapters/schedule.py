@@ -72,7 +72,7 @@ def read(scheduler: Any, steps: int, shift: float | None = None, timing: Mapping
     fresh = copy.deepcopy(scheduler)
     given = dict(timing or {})
     fresh.set_timesteps(**given) if "sigmas" in given else fresh.set_timesteps(steps, **given)
-    made = _flow(fresh, steps, shift) if is_flow(scheduler) else _discrete(fresh, shift)
+    made = _flow(fresh, steps, shift) if is_flow(scheduler) else _discrete(fresh, steps, shift)
     if not all(a < b for a, b in pairwise(made.times)):
         raise ConfigError(
             f"{name} gives {steps} steps whose times do not rise; choose fewer steps, or another scheduler."
@@ -93,7 +93,7 @@ def _flow(scheduler: Any, steps: int, shift: float | None) -> Schedule:
     return Schedule(Linear(), solver_of(scheduler), tuple(times), tuple(levels), predicts="flow", units=units)
 
 
-def _discrete(scheduler: Any, shift: float | None) -> Schedule:
+def _discrete(scheduler: Any, steps: int, shift: float | None) -> Schedule:
     if shift is not None:
         raise ConfigError(
             "--shift moves the times of flow models; this pipeline's scheduler has discrete steps. Leave it out."
@@ -116,7 +116,15 @@ def _discrete(scheduler: Any, shift: float | None) -> Schedule:
     predicts = str(c.get("prediction_type", "epsilon"))
     if c.get("clip_sample") or c.get("thresholding"):
         note("The scheduler clips its estimate of the data (clip_sample or thresholding); secondlook does not.")
-    return Schedule(path, solver_of(scheduler), (*times, 1.0), tuple(levels), scale, predicts, float(path.steps))
+    return Schedule(
+        path,
+        solver_of(scheduler, stops_early and steps < 15),
+        (*times, 1.0),
+        tuple(levels),
+        scale,
+        predicts,
+        float(path.steps),
+    )
 
 
 def _falling(levels: Sequence[float]) -> list[float]:
@@ -134,8 +142,9 @@ def _time(path: Discrete, level: float, sigma: float) -> float:
     return float(path.time_of(torch.tensor([sigma], dtype=torch.float64)))
 
 
-def solver_of(scheduler: Any) -> str:
-    """The solver of ours that makes this scheduler's steps, as a call-string; the nearest one, with a note, where none does."""
+def solver_of(scheduler: Any, short: bool = False) -> str:
+    """The solver of ours that makes this scheduler's steps, as a call-string; the nearest one, with a note, where none does. short:
+    fewer than 15 steps that end before clean data, whose last one DPM-Solver++ makes at first order."""
     name, c = type(scheduler).__name__, scheduler.config
     same = {
         "FlowMatchEulerDiscreteScheduler": "euler",
@@ -152,6 +161,7 @@ def solver_of(scheduler: Any) -> str:
     kinds = ("dpmsolver++", "sde-dpmsolver++")
     if name == "DPMSolverMultistepScheduler" and c.algorithm_type in kinds and c.solver_order <= 2:
         eta = ", eta=1.0" if c.algorithm_type.startswith("sde") else ""
-        return f'dpmpp(order={c.solver_order}, kind="{c.solver_type}"{eta})'
+        last = ", lower_order_final=True" if short and c.lower_order_final else ""
+        return f'dpmpp(order={c.solver_order}, kind="{c.solver_type}"{eta}{last})'
     note(f"{name} as it is set has no exact counterpart here; drawing with dpmpp(order=2) at its times instead.")
     return "dpmpp(order=2)"

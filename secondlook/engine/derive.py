@@ -29,11 +29,11 @@ def rotate(noise: Tensor, direction: Tensor, radius: float) -> Tensor:
     return (norm * ((1 - radius**2) ** 0.5 * u + radius * w)).float().view_as(noise)
 
 
-def start_time(move: Move, stop_of: Callable[[int], float]) -> float:
+def start_time(rig: Rig, move: Move, stop_of: Callable[[int], float]) -> float:
     """The time at which a move's row begins."""
     if move["name"] == "rewind":
         return float(move["to"])
-    return stop_of(move["parent"]) if move["name"] == "resume" else 0.0
+    return max(rig.begin, stop_of(move["parent"])) if move["name"] == "resume" else rig.begin
 
 
 def start(rig: Rig, move: Move, move_of: Callable[[int], Move], state_of: Callable[[int], State]) -> State:
@@ -60,5 +60,5 @@ def start(rig: Rig, move: Move, move_of: Callable[[int], Move], state_of: Callab
         noise = normal([key.child("rewind")], rig.shape)
         to = torch.full_like(parent.t, move["to"])
         x = renoise(rig.flow.path, parent.x, parent.t, to, noise)
-        return State(x, to, (key,), torch.zeros_like(parent.step), None)
+        return State(x, to, (key,), torch.zeros_like(parent.step))  # no carry: the steps behind it are undone
     raise ConfigError(f'There is no move "{name}"; known: fresh, near, rewind, resume.')
