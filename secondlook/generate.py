@@ -197,7 +197,7 @@ class Sampler:
         """The grid; its number of steps counts an SDE's last one."""
         a, name = self.asked, parse_call(self.asked.solver, "solver").name
         steps = a.steps or STEPS.get(name, 250)
-        if isinstance(self.path, Discrete) and name in ("ddpm", "ddim") and a.shift == 1.0 and a.eps is None:
+        if isinstance(self.path, Discrete) and name in ("ddpm", "ddim", "dpmpp") and a.shift == 1.0 and a.eps is None:
             return respaced(steps)
         kind = self.network.config.predicts
         if not isinstance(self.solver, Dopri5) and name in ("sde", "sde_heun"):
