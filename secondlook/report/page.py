@@ -77,7 +77,7 @@ def _header(run: Run) -> str:
         ("solver", _solver(c)),
         ("guidance", c.get("guidance")),
         ("seed", c.get("seed")),
-        ("world", c.get("world")),
+        ("pipeline", _pipeline(c.get("pipeline") or {})) if c.get("pipeline") else ("world", c.get("world")),
     ]
     rows = "".join(f"<div><dt>{k}</dt><dd>{esc(v)}</dd></div>" for k, v in facts if v not in (None, ""))
     oracle = (
@@ -90,6 +90,11 @@ def _header(run: Run) -> str:
         f'<header><p class="brand">secondlook</p><h1>{plural(len(run.prompts), "prompt")}, searched</h1>'
         f'{_state(run)}{oracle}<dl class="facts">{rows}</dl>{_summary(run)}</header>'
     )
+
+
+def _pipeline(p: dict[str, Any]) -> str:
+    """What was drawn with, where that came from outside."""
+    return f"{p.get('pipeline')}, {p.get('width')} x {p.get('height')}, {p.get('dtype')} on {p.get('device')}"
 
 
 def _budget(budget: dict[str, Any]) -> str:

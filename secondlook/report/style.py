@@ -47,7 +47,7 @@ dd { margin: 0 }
 .tile { background: var(--card); padding: 1rem 1.15rem .8rem }
 .tile p { margin: 0 }
 .tile .name { font-size: .85rem; color: var(--mute) }
-.tile .value { font-size: 1.65rem; font-weight: 620; letter-spacing: -.02em; line-height: 1.35; white-space: nowrap }
+.tile .value { font-size: clamp(1.2rem, 1.75vw, 1.65rem); font-weight: 620; letter-spacing: -.02em; line-height: 1.35; white-space: nowrap }
 .to { color: var(--mute); font-weight: 400; padding: 0 .3em }
 main > section, .prompt, footer > section { background: var(--card); border: 1px solid var(--rule); border-radius:
   14px; padding: clamp(1rem, 3vw, 1.75rem); margin: 0 0 1.25rem }
