@@ -136,7 +136,8 @@ class Adapter(ABC):
     def device(self) -> torch.device:
         """Where the network runs. Finding it walks all modules, so it is looked up anew only for each rig."""
         if self._device is None:
-            self._device = self.pipe._execution_device
+            # Of a pipeline whose text encoders have left, the pipeline's own answer would be where those are.
+            self._device = self.module.device if self._movable() else self.pipe._execution_device
         return self._device
 
     @property
@@ -220,19 +221,25 @@ class Adapter(ABC):
         if prompt is not None:
             for name, limit in self.limits().items():
                 self._note_cut(prompt, name, limit)
-        if self.options.free_text:
-            for part in self._texts():
-                part.to(self.device)
+        self._move_texts(self.device)
         parts = self.texts(prompt)
         return Encoded({k: v.to(self.device) for k, v in parts.items()})
 
     def settle(self) -> None:
         """All prompts are encoded: text encoders may leave the device."""
-        if self.options.free_text:
-            for part in self._texts():
-                part.to("cpu")
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+        self._move_texts("cpu")
+        if self.options.free_text and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _movable(self) -> bool:
+        """Whether text encoders are moved here, and not by offloading hooks that the pipeline was given."""
+        return self.options.free_text and not any(hasattr(p, "_hf_hook") for p in (self.module, *self._texts()))
+
+    def _move_texts(self, device: str | torch.device) -> None:
+        if self._movable():
+            with torch.inference_mode(False):  # weights moved inside it could never be trained again
+                for part in self._texts():
+                    part.to(device)
 
     def limits(self) -> dict[str, int]:
         """Tokens that each tokenizer's encoder reads, by the tokenizer's name."""
@@ -279,7 +286,7 @@ class Adapter(ABC):
         """Latents [B, C, h, w] to uint8 pictures [B, H, W, 3] on the CPU."""
         return (self.pictures(x) * 255).round().to(torch.uint8)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def pictures(self, x: Tensor) -> Tensor:
         """Latents [B, C, h, w] to pictures [B, H, W, 3] in [0, 1], float32 on the CPU."""
         if not bool(x.isfinite().all()):
