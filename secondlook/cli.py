@@ -94,6 +94,7 @@ def parser() -> Parser:
     export.add_argument("dir", metavar="DIR")
     export.add_argument("--format", default="geneval", help="geneval (the only one yet)")
     export.add_argument("--out", required=True, metavar="DIR2")
+    export.add_argument("--metadata", metavar="FILE", help="GenEval's JSON lines that were drawn, for pipelines")
 
     prompts = commands.add_parser("prompts", help="print a prompt set as GenEval metadata")
     prompts.add_argument("set", help="scenes-dev, scenes-test, scenes-hard-dev or scenes-hard-test")

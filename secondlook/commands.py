@@ -117,7 +117,9 @@ def sample(args: Args, words: Sequence[str]) -> int:
 
     if args.prompt is None:
         return class_commands.sample(args)
-    misplaced = [o for o in class_commands.CLASS_ONLY if getattr(args, o) is not None]
+    outside = pipelines.meant(args.model, args.vae)
+    own = ("vae", "device") if outside else ()
+    misplaced = [o for o in class_commands.CLASS_ONLY if getattr(args, o) is not None and o not in own]
     if misplaced:
         flag = misplaced[0].replace("cls", "class").replace("_", "-")
         raise ConfigError(f"--{flag} is for class-conditional models, which take no prompt; leave one of the two out.")
@@ -126,8 +128,12 @@ def sample(args: Args, words: Sequence[str]) -> int:
     out = Path(args.out)
     if out.suffix.lower() != ".png" or not out.resolve().parent.is_dir():
         raise ConfigError(f'--out wants a .png file in an existing folder; got "{out}".')
-    s = Settings([args.prompt], **{k: v for k in _SAMPLING if (v := getattr(args, k)) is not None}).fill()
-    contact_sheet(plain_samples(s, args.count), args.prompt).save(out)
+    options = {k: v for k in (*_SAMPLING, *own) if (v := getattr(args, k)) is not None}
+    held = pipelines.hold(args.model, options) if outside else None
+    if held is not None:
+        options = pipelines.usual(held, {"verifier": pipelines.GUIDES[0], **options})
+    pictures = plain_samples(Settings([args.prompt], **options).fill(), args.count, held)
+    contact_sheet(pictures, args.prompt, zoom=2 if pictures.shape[2] <= 128 else 1).save(out)
     print(out)
     return 0
 
@@ -159,6 +165,7 @@ def export(args: Args, words: Sequence[str]) -> int:
     record, prompts = Record.read(store), store.config["prompts"]
     if not record.done:
         raise SecondlookError(f"The run is not finished; finish it first: secondlook resume {args.dir}")
+    lines = _metadata(prompts, store.config.get("world", "scenes"), args.metadata)
     winners = [record.winner(i) for i in range(len(prompts))]
     for winner in winners:  # every picture is read before the first is written
         if winner is None:
@@ -169,7 +176,7 @@ def export(args: Args, words: Sequence[str]) -> int:
     part = out.with_name(out.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     try:
-        _write_geneval(part, store, prompts, winners)
+        _write_geneval(part, store, lines, winners)
         if out.exists():
             out.rmdir()
         part.rename(out)
@@ -180,14 +187,31 @@ def export(args: Args, words: Sequence[str]) -> int:
     return 0
 
 
-def _write_geneval(
-    out: Path, store: Store, prompts: builtins.list[str], winners: builtins.list[Outcome | None]
-) -> None:
+def _metadata(prompts: builtins.list[str], world: str, file: str | None) -> builtins.list[str]:
+    """A JSON line for each prompt: the Scenes grammar's, or those of ``file`` (GenEval's own, in the run's order), or the prompt
+    alone."""
+    if file is None:
+        return [json.dumps(parse(p).metadata() if world == "scenes" else {"prompt": p}) for p in prompts]
+    try:
+        lines = [line for line in Path(file).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        named = [json.loads(line)["prompt"] for line in lines]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f'--metadata wants JSON lines with a "prompt" each; "{file}" cannot be read so ({error}).'
+        ) from None
+    if named != prompts:
+        raise ConfigError(
+            f'The prompts of "{file}" are not those of the run, in their order; give the file that was drawn.'
+        )
+    return lines
+
+
+def _write_geneval(out: Path, store: Store, lines: builtins.list[str], winners: builtins.list[Outcome | None]) -> None:
     """GenEval's layout: 00000/metadata.jsonl and 00000/samples/0000.png for each prompt."""
-    for i, (prompt, winner) in enumerate(zip(prompts, winners, strict=True)):
+    for i, (line, winner) in enumerate(zip(lines, winners, strict=True)):
         folder = out / f"{i:05d}"
         (folder / "samples").mkdir(parents=True)
-        (folder / "metadata.jsonl").write_text(json.dumps(parse(prompt).metadata()) + "\n")
+        (folder / "metadata.jsonl").write_text(line + "\n")
         assert winner is not None
         shutil.copyfile(store.picture_path(winner.id), folder / "samples" / "0000.png")
 
@@ -231,7 +255,7 @@ def read_prompts(path: Path, world: str = "scenes") -> builtins.list[str]:
         if not line.strip():
             continue
         try:
-            found.append(_prompt_of(line) if world == "scenes" else line.strip())
+            found.append(_prompt_of(line, world == "scenes"))
         except ConfigError as error:
             raise ConfigError(f"{path}, line {number}: {error}") from None
     if not found:
@@ -239,13 +263,13 @@ def read_prompts(path: Path, world: str = "scenes") -> builtins.list[str]:
     return found
 
 
-def _prompt_of(line: str) -> str:
+def _prompt_of(line: str, scenes: bool) -> str:
     if not line.lstrip().startswith("{"):
-        return parse(line.strip()).text
+        return parse(line.strip()).text if scenes else line.strip()
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"this is no JSON ({error}).") from None
     if not isinstance(record.get("prompt"), str):
         raise ConfigError('this record has no "prompt".')
-    return from_metadata(record).text
+    return from_metadata(record).text if scenes else str(record["prompt"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,12 +27,12 @@ def run_all(rig: Rig, states: Sequence[State], conditions: Sequence[Condition]) 
     return np.concatenate(pictures)
 
 
-def plain_samples(s: Settings, count: int) -> np.ndarray:
+def plain_samples(s: Settings, count: int, held: Any = None) -> np.ndarray:
     """``count`` samples of every prompt, uint8 [prompts * count, H, W, 3]; the first of each is what a search begins
-    with."""
+    with. held: the adapter of a pipeline."""
     s.rows = s.rows if len(s.prompts) * count >= (s.rows or 1) else len(s.prompts) * count
-    tasks = tasks_of(s)
-    rig = build_rig(s, scoring=False)
+    tasks = tasks_of(s, held)
+    rig = build_rig(s, scoring=False, held=held)
     states = [rig.start(t.key.child("draw", i)) for t in tasks for i in range(count)]
     return run_all(rig, states, [t.condition for t in tasks for _ in range(count)])
 

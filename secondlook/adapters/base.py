@@ -233,7 +233,11 @@ class Adapter(ABC):
 
     def _movable(self) -> bool:
         """Whether text encoders are moved here, and not by offloading hooks that the pipeline was given."""
-        return self.options.free_text and not any(hasattr(p, "_hf_hook") for p in (self.module, *self._texts()))
+        return (
+            self.options.free_text
+            and bool(self._texts())
+            and not any(hasattr(p, "_hf_hook") for p in (self.module, *self._texts()))
+        )
 
     def _move_texts(self, device: str | torch.device) -> None:
         if self._movable():
@@ -330,7 +334,7 @@ class Adapter(ABC):
 @dataclass
 class Network:
     """A pipeline's network as ``flow.Network``. A flow's output is noise - data and this project's velocity data - noise, so
-    its sign is turned; v-prediction (2202.00512) is turned into the noise that it implies."""
+    its sign is turned; v-prediction (2202.00512) is turned into the data that it implies, which is well known at every time."""
 
     adapter: Adapter
     schedule: Schedule
@@ -338,7 +342,7 @@ class Network:
     predicts: Kind = field(init=False)
 
     def __post_init__(self) -> None:
-        kinds: dict[str, Kind] = {"flow": "velocity", "sample": "data", **{k: k for k in KINDS}}
+        kinds: dict[str, Kind] = {"flow": "velocity", "sample": "data", "v_prediction": "data", **{k: k for k in KINDS}}
         self.predicts = kinds.get(self.schedule.predicts, "noise")
 
     @property
@@ -359,4 +363,4 @@ class Network:
         if self.schedule.predicts != "v_prediction":
             return out
         c = self.schedule.path.coefs(t).like(x)
-        return torch.cat([c.alpha * out[:, : x.shape[1]] + c.sigma * x, out[:, x.shape[1] :]], 1)
+        return torch.cat([c.alpha * x - c.sigma * out[:, : x.shape[1]], out[:, x.shape[1] :]], 1)
