@@ -266,6 +266,12 @@ class Adapter(ABC):
 
     # ---- the network -----------------------------------------------------------------------------------------------
 
+    def scale(self, guidance: float) -> float:
+        """The classifier-free scale of a run with ``guidance``. Pipelines guide above 1 only; models that want none are often
+        used with 0."""
+        scale = self.options.true_guidance if self.distilled else guidance
+        return scale if scale > 1 else 1.0
+
     def network(self, schedule: Schedule, guidance: float = 1.0) -> Network:
         """The network as a flow takes it, shown the levels of ``schedule`` and, where that is distilled, ``guidance``."""
         if schedule.predicts not in ("flow", "epsilon", "sample", "v_prediction", *KINDS):

@@ -22,8 +22,9 @@ from secondlook.grid import EPS, grid
 from secondlook.notes import note
 from secondlook.path import Linear, Path
 
-LEAST = 2.0**-24  # of alphas_cumprod: schedules rescaled to end in pure noise have a 0 there
-SCALED = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")  # these scale their samples by 1 / alpha
+LEAST = 2.0**-40  # of alphas_cumprod: schedules rescaled to end in pure noise have a 0 there
+SCALED = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "LMSDiscreteScheduler", "HeunDiscreteScheduler",
+          "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler")  # these scale their samples by 1 / alpha  # fmt: skip
 REFUSED = ("EDM", "LCM", "Consistency", "TCD", "Cosine", "SCM", "VQDiffusion", "Amused")
 
 
@@ -71,7 +72,10 @@ def read(scheduler: Any, steps: int, shift: float | None = None, timing: Mapping
         )
     fresh = copy.deepcopy(scheduler)
     given = dict(timing or {})
-    fresh.set_timesteps(**given) if "sigmas" in given else fresh.set_timesteps(steps, **given)
+    try:
+        fresh.set_timesteps(**given) if "sigmas" in given else fresh.set_timesteps(steps, **given)
+    except Exception as error:  # each scheduler's own kinds
+        raise ConfigError(f"{name} refuses {steps} steps here ({error}); choose others, or another one.") from None
     made = _flow(fresh, steps, shift) if is_flow(scheduler) else _discrete(fresh, steps, shift)
     if not all(a < b for a, b in pairwise(made.times)):
         raise ConfigError(
@@ -81,15 +85,15 @@ def read(scheduler: Any, steps: int, shift: float | None = None, timing: Mapping
 
 
 def _flow(scheduler: Any, steps: int, shift: float | None) -> Schedule:
-    sigmas = [float(s) for s in scheduler.sigmas]
-    if sigmas[-1] > 0:
-        sigmas.append(0.0)
-    levels = [float(t) for t in scheduler.timesteps]
     units = float(scheduler.config.get("num_train_timesteps", 1000))
-    times = [1 - s for s in sigmas]
-    if len(times) != len(levels) + 1 or shift is not None:  # second-order schedulers list their inner times too
-        times = list(grid(steps, 1.0 if shift is None else shift))
+    if shift is not None:
+        times = list(grid(steps, shift))
         levels = [(1 - t) * units for t in times[:-1]]
+    else:
+        sigmas, levels = _distinct(scheduler.sigmas, scheduler.timesteps)
+        if len(scheduler.sigmas) > len(levels) and float(scheduler.sigmas[-1]) > 0:
+            note(f"{type(scheduler).__name__} is set to stop before clean data; secondlook goes on to it.")
+        times = [*(1 - s for s in sigmas), 1.0]
     return Schedule(Linear(), solver_of(scheduler), tuple(times), tuple(levels), predicts="flow", units=units)
 
 
@@ -104,11 +108,12 @@ def _discrete(scheduler: Any, steps: int, shift: float | None) -> Schedule:
         type(scheduler).__name__ == "DDIMScheduler" and not c.get("set_alpha_to_one", True)
     )
     path = Discrete(tuple(abar), final=abar[0] if stops_early else 1.0)
-    levels = _falling([float(t) for t in scheduler.timesteps])
     sigmas = getattr(scheduler, "sigmas", None)
-    if sigmas is not None and len(sigmas) == len(levels) + 1:
-        times = [_time(path, level, float(s)) for level, s in zip(levels, sigmas[:-1], strict=True)]
+    if sigmas is not None and len(sigmas) == len(scheduler.timesteps) + 1:
+        ratios, levels = _distinct(sigmas, scheduler.timesteps)
+        times = [_time(path, level, ratio) for level, ratio in zip(levels, ratios, strict=True)]
     else:
+        levels = _falling([float(t) for t in scheduler.timesteps])
         times = path.time(torch.tensor(levels, dtype=torch.float64)).tolist()
     scale = 1.0
     if type(scheduler).__name__ in SCALED and sigmas is not None:
@@ -125,6 +130,14 @@ def _discrete(scheduler: Any, steps: int, shift: float | None) -> Schedule:
         predicts,
         float(path.steps),
     )
+
+
+def _distinct(sigmas: Tensor, levels: Tensor) -> tuple[list[float], list[float]]:
+    """Each sigma but the one that is reached last, with its level. Second-order schedulers list those of inner stages again, the
+    level of the sigma itself last; two sigmas near each other may share a level, for levels are rounded."""
+    pairs = [(float(s), float(t)) for s, t in zip(sigmas, levels, strict=False)]
+    kept = [a for a, b in zip(pairs, [*pairs[1:], (-1.0, 0.0)], strict=True) if a[0] != b[0]]
+    return [s for s, _ in kept], [t for _, t in kept]
 
 
 def _falling(levels: Sequence[float]) -> list[float]:
