@@ -5,10 +5,12 @@ Settings name such a run's world "diffusers": free prompts (or a pipeline's clas
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from secondlook import settings as conf
 from secondlook.engine.rig import Rig, guidance
@@ -117,9 +119,13 @@ def rig_of(s: Settings, held: Adapter, verifier: Verifier | None) -> Rig:
         judges = {n: conf.make_named("verifier", n) for n in GUIDES if n != verifier.name}
     pad = held.compiled() if s.pad is None else s.pad
     solver = conf.make_named("solver", s.solver)
-    return Rig(
-        flow, solver, schedule.times, held.encode, held.decode, verifier, judges, s.rows or ROWS, pad, schedule.scale
-    )
+    decode = singly(held.decode) if pad else held.decode
+    return Rig(flow, solver, schedule.times, held.encode, decode, verifier, judges, s.rows or ROWS, pad, schedule.scale)
+
+
+def singly(decode: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A decoder asked one row at a time, so that a picture's bits do not depend on company there either."""
+    return lambda x: torch.cat([decode(row) for row in x.split(1)])
 
 
 def prepared(rig: Rig, held: Adapter, conditions: list[Any]) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from secondlook.adapters.base import Adapter
+from secondlook.api import draw, replay_outcome
 from secondlook.engine.rig import guidance as guide
 from secondlook.errors import ConfigError
 from secondlook.flow import Flow
@@ -20,7 +23,7 @@ def ours(held: Adapter, prompt: str, noise: Tensor, steps: int, guidance: float,
     """Pictures [B, H, W, 3] in [0, 1] of one prompt from ``noise`` [B, *S], by the scheduler's counterpart here."""
     schedule = held.schedule(steps)
     stepper = make_named("solver", solver or schedule.solver)
-    scale = held.options.true_guidance if held.distilled else guidance
+    scale = held.scale(guidance)
     rows = len(noise)
     with torch.inference_mode():
         null = held.encode(None) if scale != 1.0 else None
@@ -67,3 +70,52 @@ def parity(held: Adapter, prompt: str, *, steps: int = 6, guidance: float | None
     if mine.shape != its.shape:
         raise ConfigError(f"The pipeline's pictures have shape {list(its.shape)}, ours {list(mine.shape)}.")
     return float((mine - its).abs().max())
+
+
+class AdapterContract:
+    """Tests that an adapter inherits: subclass it in a test file as ``TestMine`` and give ``held``. prompts: two that the pipeline
+    tells apart. call: arguments that make ``pipe(...)`` do no more than the adapter does (no resolution binning, say)."""
+
+    prompts: tuple[str, str] = ("a red cat", "two blue dogs on a ball")
+    call: ClassVar[dict[str, Any]] = {}
+    limit = 1e-4  # of pixels in [0, 1], float32
+
+    def held(self) -> Adapter:
+        """The adapter, on a small pipeline in float32 on the CPU."""
+        raise AssertionError("AdapterContract wants held(): return secondlook.load(pipe).")
+
+    def test_pictures_are_the_pipelines_own(self) -> None:
+        held = self.held()
+        for steps in (2, 6, 20):
+            assert parity(held, self.prompts[0], steps=steps, **self.call) < self.limit
+
+    def test_parity_can_fail(self) -> None:
+        """Another prompt, another guidance and other noise all show."""
+        held = self.held()
+        noise, scale = start_noise(held, 1, 0), held.usual()["guidance"]
+        mine = ours(held, self.prompts[0], noise, 6, scale)
+        others = [
+            ours(held, self.prompts[1], noise, 6, scale),
+            ours(held, self.prompts[0], start_noise(held, 1, 1), 6, scale),
+        ]
+        if scale != 1.0:
+            others.append(ours(held, self.prompts[0], noise, 6, 1.0))
+        assert all(float((mine - o).abs().max()) > self.limit for o in others)
+
+    def test_rows_do_not_depend_on_company(self) -> None:
+        held = self.held()
+        noise, scale = start_noise(held, 3, 2), held.usual()["guidance"]
+        together = ours(held, self.prompts[0], noise, 4, scale)
+        alone = torch.cat([ours(held, self.prompts[0], noise[i : i + 1], 4, scale) for i in range(3)])
+        assert float((together - alone).abs().max()) < self.limit
+
+    def test_searches_draw_and_replay(self, tmp_path: Path) -> None:
+        """Every built-in plan, with the pipeline's solver and with an SDE; replays are bit for bit where batches are padded."""
+        held = self.held()
+        for i, plan in enumerate(("random(n=3)", "zero_order(neighbours=2)", "paths(n=2, width=2)")):
+            for solver in (held.solver(), "sde"):
+                out = tmp_path / f"{i}-{solver[:4]}"
+                [found] = draw(list(self.prompts[:1]), plan, out, nfe=48, model=held, steps=4, solver=solver, rows=3, pad=True,
+                               verifier="brightness")  # fmt: skip
+                assert math.isfinite(found.score)
+                assert replay_outcome(out, found.outcome, model=held).same
