@@ -8,7 +8,6 @@ throughout, so compiled, offloaded, quantised and LoRA-patched parts stay as the
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 from abc import ABC, abstractmethod
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from secondlook.adapters.chunks import Chunks
 from secondlook.adapters.schedule import Schedule, read
+from secondlook.adapters.weights import digest_of
 from secondlook.errors import ConfigError, SecondlookError
 from secondlook.notes import note
 from secondlook.path import KINDS, Kind
@@ -181,17 +181,13 @@ class Adapter(ABC):
                 f"{self.usual()['guidance']:g}, {self.solver()}, {d['dtype']} on {d['device']}>")  # fmt: skip
 
     def digest(self) -> str:
-        """SHA-256 over each weight's name, shape, and 64 of its values: another checkpoint, an added LoRA or another precision
-        shows, at the price of a look instead of a reading of every byte."""
-        digest = hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode())
-        for part in (self.module, self.pipe.vae, *self._texts()):
-            for key, value in sorted(part.state_dict().items()):
-                digest.update(f"{key} {list(value.shape)}\n".encode())
-                flat = value.detach().reshape(-1)
-                if flat.numel() and flat.dtype in (torch.float32, torch.float16, torch.bfloat16):
-                    picked = flat[:: max(1, flat.numel() // 64)][:64].float().cpu()
-                    digest.update(picked.numpy().tobytes())
-        return digest.hexdigest()
+        """Of what decides the pictures besides the run's settings: weights, their precision, and the scheduler's settings."""
+        free = ("device", "free_text")  # a run may go on elsewhere
+        about = {k: v for k, v in self.describe().items() if k not in free}
+        config = getattr(self.pipe.scheduler, "config", None)
+        if isinstance(config, Mapping):
+            about["settings"] = {k: v for k, v in config.items() if not k.startswith("_")}
+        return digest_of(json.dumps(about, sort_keys=True, default=str), (self.module, self.pipe.vae, *self._texts()))
 
     def _texts(self) -> list[nn.Module]:
         names = (n for n in ("text_encoder", "text_encoder_2", "text_encoder_3") if hasattr(self.pipe, n))
