@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from secondlook.adapters.chunks import Chunks
+from secondlook.adapters.chunks import Chunks, fits
 from secondlook.adapters.schedule import Schedule, read
 from secondlook.adapters.weights import digest_of
 from secondlook.errors import ConfigError, SecondlookError
@@ -217,8 +217,9 @@ class Adapter(ABC):
         if prompt is not None:
             for name, limit in self.limits().items():
                 self._note_cut(prompt, name, limit)
-        self._move_texts(self.device)
-        parts = self.texts(prompt)
+        with fits("the text encoders", "Load them in a smaller dtype, or use pipe.enable_model_cpu_offload()."):
+            self._move_texts(self.device)
+            parts = self.texts(prompt)
         return Encoded({k: v.to(self.device) for k, v in parts.items()})
 
     def settle(self) -> None:
