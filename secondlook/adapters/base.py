@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from secondlook.adapters.chunks import Chunks, fits
+from secondlook.adapters.cut import note_cuts, room
+from secondlook.adapters.logs import CUT, hushed
 from secondlook.adapters.schedule import Schedule, read
 from secondlook.adapters.weights import digest_of
 from secondlook.errors import ConfigError, SecondlookError
@@ -68,6 +70,8 @@ class Adapter(ABC):
     needs: ClassVar[tuple[str, ...]]
     core: ClassVar[str] = "transformer"
     distilled: ClassVar[bool] = False  # whether ``guidance`` is shown to the network and not classifier-free
+    ignores: ClassVar[tuple[str, ...]] = ()  # options that mean nothing to this family
+    longest: ClassVar[int] = 16384  # of ``tokens``
 
     def __init__(self, pipe: Any, options: Options = Options()):
         missing = [n for n in (*self.needs, self.core, "vae", "scheduler") if getattr(pipe, n, None) is None]
@@ -78,9 +82,11 @@ class Adapter(ABC):
             )
         self.pipe, self.options = pipe, options
         self._device: torch.device | None = None
+        self._dtype: torch.dtype | None = None
         side = self.side()
         self.height, self.width = options.height or side, options.width or side
         self._refuse_size()
+        self._refuse_options()
         self._decoding = Chunks("the autoencoder's decoder", max(1, 2**20 // (self.height * self.width)))
         self._running = Chunks("the network")
         for part in (self.module, pipe.vae, *self._texts()):
@@ -134,7 +140,7 @@ class Adapter(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the network runs. Finding it walks all modules, so it is looked up anew only for each rig."""
+        """Where the network runs. Finding it walks all modules, so it is looked up anew only after ``refresh``."""
         if self._device is None:
             # Of a pipeline whose text encoders have left, the pipeline's own answer would be where those are.
             self._device = self.module.device if self._movable() else self.pipe._execution_device
@@ -142,9 +148,15 @@ class Adapter(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the network's inputs; quantised weights say nothing of it."""
-        found: torch.dtype = self.module.dtype
-        return found if found.is_floating_point and found.itemsize > 1 else torch.float32
+        """Of the network's inputs; quantised weights say nothing of it. Looked up as seldom as the device."""
+        if self._dtype is None:
+            found: torch.dtype = self.module.dtype
+            self._dtype = found if found.is_floating_point and found.itemsize > 1 else torch.float32
+        return self._dtype
+
+    def refresh(self) -> None:
+        """The pipeline may have been moved or cast: each run's record, and each rig's network, look again."""
+        self._device = self._dtype = None
 
     def default(self, name: str) -> Any:
         """The pipeline's own default of one of its call's arguments."""
@@ -169,6 +181,7 @@ class Adapter(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Plain values for a run's record; with the pipeline's folder or hub id they repeat it."""
+        self.refresh()
         scheduler, kind = type(self.pipe.scheduler).__name__, type(self)
         own = None if kind.__module__.startswith("secondlook.") else f"{kind.__module__}:{kind.__qualname__}"
         return {**asdict(self.options), "height": self.height, "width": self.width, "family": self.family,
@@ -202,6 +215,19 @@ class Adapter(ABC):
                     f"--{name} must divide by {by} for this pipeline; got {size}. Try {near} or {near + by}."
                 )
 
+    def _refuse_options(self) -> None:
+        o = self.options
+        for name in (*self.ignores, *(() if self.distilled else ("true_guidance",))):
+            if getattr(o, name) != getattr(Options, name):
+                raise ConfigError(f"--{name.replace('_', '-')} means nothing to {self.family} pipelines; leave it out.")
+        if self.distilled and o.negative is not None and not o.true_guidance > 1:
+            raise ConfigError("--negative acts on this pipeline only with --true-guidance above 1; give both or neither.")
+        if o.tokens is None:
+            return
+        least = o.tokens + 1 - min((most for _, most in self._readers().values()), default=1)
+        if not least <= o.tokens <= self.longest:
+            raise ConfigError(f"--tokens must be from {max(1, least)} to {self.longest} for this pipeline; got {o.tokens}.")
+
     # ---- conditions ------------------------------------------------------------------------------------------------
 
     def condition(self, text: str) -> Condition:
@@ -215,9 +241,10 @@ class Adapter(ABC):
         """One row; None is the unconditional one."""
         prompt = None if condition is None else condition.prompt
         if prompt is not None:
-            for name, limit in self.limits().items():
-                self._note_cut(prompt, name, limit)
-        with fits("the text encoders", "Load them in a smaller dtype, or use pipe.enable_model_cpu_offload()."):
+            with hushed(*CUT):
+                note_cuts(self.spelled(prompt), self._readers())
+        hint = "Load them in a smaller dtype, or use pipe.enable_model_cpu_offload()."
+        with fits("the text encoders", hint), hushed(*CUT):
             self._move_texts(self.device)
             parts = self.texts(prompt)
         return Encoded({k: v.to(self.device) for k, v in parts.items()})
@@ -250,16 +277,17 @@ class Adapter(ABC):
         """The most tokens of the long encoder."""
         return self.options.tokens or int(self.default("max_sequence_length"))
 
-    def _note_cut(self, prompt: str, name: str, limit: int) -> None:
-        tokenizer = getattr(self.pipe, name, None)
-        if tokenizer is None:
-            return
-        ids = tokenizer(prompt, add_special_tokens=False).input_ids
-        room = limit - len(tokenizer("", add_special_tokens=True).input_ids)
-        if len(ids) > room:
-            cut = tokenizer.decode(ids[room:], skip_special_tokens=True)
-            others = ", which the other encoder may still read" if len(self.limits()) > 1 else ""
-            note(f'The prompt has {len(ids)} tokens for {name}, which reads {room}; it does not see "…{cut}"{others}.')
+    def room(self, name: str, limit: int) -> int:
+        """Tokens of a prompt's own that a tokenizer leaves in ``limit``."""
+        return room(getattr(self.pipe, name), limit)
+
+    def spelled(self, prompt: str) -> str:
+        """A prompt as tokenizers are given it."""
+        return prompt
+
+    def _readers(self) -> dict[str, tuple[Any, int]]:
+        held = {n: (getattr(self.pipe, n, None), limit) for n, limit in self.limits().items()}
+        return {n: (t, self.room(n, limit)) for n, (t, limit) in held.items() if t is not None}
 
     # ---- the network -----------------------------------------------------------------------------------------------
 
@@ -274,7 +302,7 @@ class Adapter(ABC):
         if schedule.predicts not in ("flow", "epsilon", "sample", "v_prediction", *KINDS):
             raise ConfigError(f'The scheduler\'s prediction_type "{schedule.predicts}" is unknown here; known: epsilon, sample, '
                               "v_prediction and flow_prediction.")  # fmt: skip
-        self._device = None  # the pipeline may have been moved
+        self.refresh()
         return Network(self, schedule, guidance)
 
     def outputs(self, x: Tensor, level: Tensor, cond: Encoded) -> Tensor:
@@ -302,15 +330,15 @@ class Adapter(ABC):
         vae = self.pipe.vae
         if vae.dtype == torch.float16 and vae.config.get("force_upcast"):
             vae.to(torch.float32)
-        found = self._decoded(x)
-        if not bool(found.isfinite().all()) and vae.dtype == torch.float16:
-            note("The autoencoder overflowed in float16 and gave NaN; it decodes in float32 from here on. The lasting fix: "
+        found, had = self._decoded(x), str(vae.dtype).removeprefix("torch.")
+        if not bool(found.isfinite().all()) and vae.dtype in (torch.float16, torch.bfloat16):
+            note(f"The autoencoder overflowed in {had} and gave NaN; it decodes in float32 from here on. The lasting fix: "
                  "pipe.vae.to(torch.float32) after loading, or an autoencoder made for float16.")  # fmt: skip
             vae.to(torch.float32)
             found = self._decoded(x)
         if not bool(found.isfinite().all()):
-            raise SecondlookError(f"The autoencoder gave NaN in {str(vae.dtype).removeprefix('torch.')}. Load it in float32: "
-                                  "pipe.vae.to(torch.float32). Nothing recorded is lost.")  # fmt: skip
+            raise SecondlookError("The autoencoder gave NaN, in float32 too: its weights do not fit these latents, or are damaged. Give "
+                                  "pipe.vae another, and resume; nothing recorded is lost.")  # fmt: skip
         return (found / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).contiguous()
 
     def _decoded(self, x: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ that scale their samples (Euler's sigma is sigma / alpha) differ from it by that
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -20,12 +21,41 @@ from secondlook.ddpm import Discrete
 from secondlook.errors import ConfigError
 from secondlook.grid import EPS, grid
 from secondlook.notes import note
-from secondlook.path import Linear, Path
+from secondlook.path import Coefs, Linear, Path
 
 LEAST = 2.0**-40  # of alphas_cumprod: schedules rescaled to end in pure noise have a 0 there
 SCALED = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "LMSDiscreteScheduler", "HeunDiscreteScheduler",
           "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler")  # these scale their samples by 1 / alpha  # fmt: skip
+MOST = 4096  # batches of times whose coefficients are kept
 REFUSED = ("EDM", "LCM", "Consistency", "TCD", "Cosine", "SCM", "VQDiffusion", "Amused")
+
+
+@dataclass(frozen=True)
+class Kept(Discrete):
+    """A discrete path that keeps what it worked out. A search's rows stand at the grid's few times over and over, and each step
+    asks for them several times; working them out anew takes a CPU up to a millisecond a step, while the GPU waits. Kept by
+    whole batches of times, so that the bits are those of ``Discrete``."""
+
+    kept: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def exact(self, t: Tensor) -> Tensor:
+        found: Tensor = self._keep("exact", super().exact, t)
+        return found
+
+    def coefs(self, t: Tensor) -> Coefs:
+        found: Coefs = self._keep("coefs", super().coefs, t)
+        return found
+
+    def _keep(self, name: str, make: Callable[[Tensor], Any], t: Tensor) -> Any:
+        if t.device.type != "cpu" or t.requires_grad:
+            return make(t)
+        key = (name, t.dtype, tuple(t.tolist()))
+        if key not in self.kept:
+            if len(self.kept) >= MOST:
+                self.kept.clear()
+            with torch.inference_mode(False):
+                self.kept[key] = make(t.clone())
+        return self.kept[key]
 
 
 @dataclass(frozen=True)
@@ -45,10 +75,19 @@ class Schedule:
     def level(self, t: Tensor) -> Tensor:
         """What the network is shown at times [B], float32 [B]: the scheduler's number on the grid (some round theirs), the
         path's elsewhere."""
-        level = self.path.index(t) if isinstance(self.path, Discrete) else (1 - t.double()) * self.units
-        times = torch.tensor(self.times[:-1], dtype=torch.float64)
+        times, levels = self._table
         gap, at = (t.double()[:, None] - times).abs().min(1)
-        return torch.where(gap <= EPS, torch.tensor(self.levels, dtype=torch.float64)[at], level.double()).float()
+        near = gap <= EPS
+        if bool(near.all()):
+            return levels[at].float()
+        level = self.path.index(t) if isinstance(self.path, Discrete) else (1 - t.double()) * self.units
+        return torch.where(near, levels[at], level.double()).float()
+
+    @cached_property
+    def _table(self) -> tuple[Tensor, Tensor]:
+        """times but the last, and levels; float64."""
+        with torch.inference_mode(False):  # kept, and perhaps first asked for by a sampler
+            return torch.tensor(self.times[:-1], dtype=torch.float64), torch.tensor(self.levels, dtype=torch.float64)
 
 
 def is_flow(scheduler: Any) -> bool:
@@ -107,7 +146,7 @@ def _discrete(scheduler: Any, steps: int, shift: float | None) -> Schedule:
     stops_early = c.get("final_sigmas_type") == "sigma_min" or (
         type(scheduler).__name__ == "DDIMScheduler" and not c.get("set_alpha_to_one", True)
     )
-    path = Discrete(tuple(abar), final=abar[0] if stops_early else 1.0)
+    path = Kept(tuple(abar), final=abar[0] if stops_early else 1.0)
     sigmas = getattr(scheduler, "sigmas", None)
     if sigmas is not None and len(sigmas) == len(scheduler.timesteps) + 1:
         ratios, levels = _distinct(sigmas, scheduler.timesteps)
