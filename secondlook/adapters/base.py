@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from secondlook.adapters.chunks import Chunks, fits
 from secondlook.adapters.cut import note_cuts, room
+from secondlook.adapters.given import USUAL, Encoded, Options
 from secondlook.adapters.logs import CUT, hushed
 from secondlook.adapters.schedule import Schedule, read
 from secondlook.adapters.weights import digest_of
@@ -27,39 +28,6 @@ from secondlook.errors import ConfigError, SecondlookError
 from secondlook.notes import note
 from secondlook.path import KINDS, Kind
 from secondlook.types import Condition
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """What a network is told of its rows: tensors [B, ...] by name, on the network's device."""
-
-    parts: Mapping[str, Tensor]
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.parts[name]
-
-    def rows(self, index: Sequence[int] | slice) -> Encoded:
-        """The rows named, in that order."""
-        at = index if isinstance(index, slice) else torch.as_tensor(list(index), dtype=torch.long)
-        return Encoded({k: v[at] for k, v in self.parts.items()})
-
-    @staticmethod
-    def stack(items: Sequence[Encoded]) -> Encoded:
-        return Encoded({k: torch.cat([i.parts[k] for i in items]) for k in items[0].parts})
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a pipeline is used. height, width: of pictures, in pixels. negative: what guidance leads away from. tokens: the most
-    tokens of a long prompt's encoder. true_guidance: FLUX's classifier-free scale beside its distilled one. free_text: text
-    encoders go to the CPU once the prompts are encoded. None: the pipeline's own."""
-
-    height: int | None = None
-    width: int | None = None
-    negative: str | None = None
-    tokens: int | None = None
-    true_guidance: float = 1.0
-    free_text: bool = False
 
 
 class Adapter(ABC):
@@ -73,7 +41,7 @@ class Adapter(ABC):
     ignores: ClassVar[tuple[str, ...]] = ()  # options that mean nothing to this family
     longest: ClassVar[int] = 16384  # of ``tokens``
 
-    def __init__(self, pipe: Any, options: Options = Options()):
+    def __init__(self, pipe: Any, options: Options = USUAL):
         missing = [n for n in (*self.needs, self.core, "vae", "scheduler") if getattr(pipe, n, None) is None]
         if missing:
             raise ConfigError(
@@ -218,15 +186,16 @@ class Adapter(ABC):
     def _refuse_options(self) -> None:
         o = self.options
         for name in (*self.ignores, *(() if self.distilled else ("true_guidance",))):
-            if getattr(o, name) != getattr(Options, name):
+            if getattr(o, name) != getattr(USUAL, name):
                 raise ConfigError(f"--{name.replace('_', '-')} means nothing to {self.family} pipelines; leave it out.")
         if self.distilled and o.negative is not None and not o.true_guidance > 1:
             raise ConfigError("--negative acts on this pipeline only with --true-guidance above 1; give both or neither.")
         if o.tokens is None:
             return
-        least = o.tokens + 1 - min((most for _, most in self._readers().values()), default=1)
+        ends = [o.tokens - self.room(n, limit) for n, limit in self.limits().items() if limit == o.tokens]
+        least = 1 + max(ends, default=0)
         if not least <= o.tokens <= self.longest:
-            raise ConfigError(f"--tokens must be from {max(1, least)} to {self.longest} for this pipeline; got {o.tokens}.")
+            raise ConfigError(f"--tokens must be from {least} to {self.longest} for this pipeline; got {o.tokens}.")
 
     # ---- conditions ------------------------------------------------------------------------------------------------
 
@@ -325,8 +294,11 @@ class Adapter(ABC):
     def pictures(self, x: Tensor) -> Tensor:
         """Latents [B, C, h, w] to pictures [B, H, W, 3] in [0, 1], float32 on the CPU."""
         if not bool(x.isfinite().all()):
-            raise SecondlookError("The network's latents are not finite: it overflowed in "
-                                  f"{str(self.dtype).removeprefix('torch.')}. Load the pipeline in torch.bfloat16 or torch.float32.")  # fmt: skip
+            had = str(self.dtype).removeprefix("torch.")
+            cure = {"float16": "Load it in bfloat16 and draw", "bfloat16": "Load it in float32 and draw"}.get(
+                had, "Check its weights, or draw"
+            )
+            raise SecondlookError(f"The network's latents are not finite: it overflowed in {had}. {cure} anew.")
         vae = self.pipe.vae
         if vae.dtype == torch.float16 and vae.config.get("force_upcast"):
             vae.to(torch.float32)

@@ -16,6 +16,7 @@ class DiT(Adapter):
     family = "dit"
     pipelines = ("DiTPipeline",)
     needs = ()
+    ignores = ("negative", "tokens")
 
     @property
     def factor(self) -> int:

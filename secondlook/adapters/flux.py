@@ -21,6 +21,7 @@ class Flux(Adapter):
     pipelines = ("FluxPipeline",)
     needs = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
     distilled = True
+    longest = 512
 
     def usual(self) -> dict[str, Any]:
         if self.module.config.guidance_embeds:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from typing import Any
 import torch
 
 from secondlook.adapters.base import Adapter, Options
+from secondlook.adapters.logs import quiet
 from secondlook.errors import ConfigError, MissingExtra, nearest
 
 ADAPTERS = {
@@ -124,23 +122,6 @@ def _from_folder(name: str, dtype: str | None, device: str | None, adapter: str 
         ) from None
     pipe.set_progress_bar_config(disable=True)
     return _class_of(type(pipe), adapter)(pipe.to(place), options)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the libraries' progress bars where nobody watches a terminal."""
-    from diffusers.utils import logging as diffusers_log
-    from transformers.utils import logging as transformers_log
-
-    logs = [log for log in (diffusers_log, transformers_log) if log.is_progress_bar_enabled()]
-    watched = sys.stderr.isatty()
-    for log in logs:
-        watched or log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for log in logs:
-            watched or log.enable_progress_bar()
 
 
 def _dtype_word() -> str:

@@ -37,5 +37,8 @@ class PixArt(Adapter):
             added_cond_kwargs=size, return_dict=False)[0]  # fmt: skip
         return out
 
+    def spelled(self, prompt: str) -> str:
+        return str(self.pipe._text_preprocessing(prompt, clean_caption=self.cleans())[0])
+
     def limits(self) -> dict[str, int]:
         return {"tokenizer": self.tokens()}

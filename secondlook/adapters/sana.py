@@ -31,5 +31,11 @@ class Sana(Adapter):
             timestep=level * self.module.config.timestep_scale, return_dict=False)[0]  # fmt: skip
         return out[:, : x.shape[1]]
 
+    def room(self, name: str, limit: int) -> int:
+        return limit - 2 if self.instruction() else super().room(name, limit)  # whatever ends the tokenizer adds
+
+    def spelled(self, prompt: str) -> str:
+        return str(self.pipe._text_preprocessing(prompt)[0])
+
     def limits(self) -> dict[str, int]:
         return {"tokenizer": self.tokens()}

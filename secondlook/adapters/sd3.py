@@ -8,12 +8,14 @@ from typing import Any
 from torch import Tensor
 
 from secondlook.adapters.base import Adapter, Encoded
+from secondlook.errors import ConfigError
 
 
 class SD3(Adapter):
     family = "sd3"
     pipelines = ("StableDiffusion3Pipeline",)
     needs = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")  # T5 may be left out, as in diffusers
+    longest = 512
 
     def texts(self, prompt: str | None) -> Mapping[str, Tensor]:
         negative = self.options.negative or ""
@@ -40,5 +42,15 @@ class SD3(Adapter):
                                       c.get("base_shift", 0.5), c.get("max_shift", 1.16))}  # fmt: skip
 
     def limits(self) -> dict[str, int]:
-        return {"tokenizer": self.pipe.tokenizer_max_length, "tokenizer_2": self.pipe.tokenizer_max_length,
-                "tokenizer_3": self.tokens()}  # fmt: skip
+        clip = self.pipe.tokenizer_max_length
+        long = {} if self.pipe.text_encoder_3 is None else {"tokenizer_3": self.tokens()}
+        return {"tokenizer": clip, "tokenizer_2": clip, **long}
+
+    def _refuse_size(self) -> None:
+        super()._refuse_size()
+        most = int(self.module.config.pos_embed_max_size) * self.multiple()
+        for name, size in (("height", self.height), ("width", self.width)):
+            if size > most:
+                raise ConfigError(
+                    f"--{name} must be at most {most} for this pipeline, whose positions end there; got {size}."
+                )

@@ -15,6 +15,7 @@ class SDXL(Adapter):
     pipelines = ("StableDiffusionXLPipeline",)
     needs = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
     core = "unet"
+    ignores = ("tokens",)
 
     def multiple(self) -> int:
         return self.factor * 2 ** (len(self.module.config.block_out_channels) - 1)

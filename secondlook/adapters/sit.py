@@ -36,6 +36,7 @@ class SiTWeights(Adapter):
     family = "sit"
     pipelines = ()
     needs = ()
+    ignores = ("negative", "tokens")
 
     def __init__(self, path: Path, network: SiT, vae: VAE, options: Options, bf16: bool):
         self.config, self.bf16, self.vae_name = network.config, bf16, vae.name
