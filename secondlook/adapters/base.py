@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
@@ -189,7 +189,9 @@ class Adapter(ABC):
             if getattr(o, name) != getattr(USUAL, name):
                 raise ConfigError(f"--{name.replace('_', '-')} means nothing to {self.family} pipelines; leave it out.")
         if self.distilled and o.negative is not None and not o.true_guidance > 1:
-            raise ConfigError("--negative acts on this pipeline only with --true-guidance above 1; give both or neither.")
+            raise ConfigError(
+                "--negative acts on this pipeline only with --true-guidance above 1; give both or neither."
+            )
         if o.tokens is None:
             return
         ends = [o.tokens - self.room(n, limit) for n, limit in self.limits().items() if limit == o.tokens]
@@ -288,11 +290,14 @@ class Adapter(ABC):
 
     def decode(self, x: Tensor) -> Tensor:
         """Latents [B, C, h, w] to uint8 pictures [B, H, W, 3] on the CPU."""
-        return (self.pictures(x) * 255).round().to(torch.uint8)
+        return self._shown(x, lambda picture: picture.mul_(255).round_().to(torch.uint8))
 
-    @torch.no_grad()
     def pictures(self, x: Tensor) -> Tensor:
         """Latents [B, C, h, w] to pictures [B, H, W, 3] in [0, 1], float32 on the CPU."""
+        return self._shown(x, lambda picture: picture)
+
+    @torch.no_grad()
+    def _shown(self, x: Tensor, finish: Callable[[Tensor], Tensor]) -> Tensor:
         if not bool(x.isfinite().all()):
             had = str(self.dtype).removeprefix("torch.")
             cure = {"float16": "Load it in bfloat16 and draw", "bfloat16": "Load it in float32 and draw"}.get(
@@ -302,26 +307,30 @@ class Adapter(ABC):
         vae = self.pipe.vae
         if vae.dtype == torch.float16 and vae.config.get("force_upcast"):
             vae.to(torch.float32)
-        found, had = self._decoded(x), str(vae.dtype).removeprefix("torch.")
-        if not bool(found.isfinite().all()) and vae.dtype in (torch.float16, torch.bfloat16):
+        found, had = self._decoded(x, finish), str(vae.dtype).removeprefix("torch.")
+        if found is None and vae.dtype in (torch.float16, torch.bfloat16):
             note(f"The autoencoder overflowed in {had} and gave NaN; it decodes in float32 from here on. The lasting fix: "
                  "pipe.vae.to(torch.float32) after loading, or an autoencoder made for float16.")  # fmt: skip
             vae.to(torch.float32)
-            found = self._decoded(x)
-        if not bool(found.isfinite().all()):
+            found = self._decoded(x, finish)
+        if found is None:
             raise SecondlookError("The autoencoder gave NaN, in float32 too: its weights do not fit these latents, or are damaged. Give "
                                   "pipe.vae another, and resume; nothing recorded is lost.")  # fmt: skip
-        return (found / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).contiguous()
+        return found
 
-    def _decoded(self, x: Tensor) -> Tensor:
+    def _decoded(self, x: Tensor, finish: Callable[[Tensor], Tensor]) -> Tensor | None:
+        """[B, H, W, 3] on the CPU, made ready where the decoder runs; None where a value is not finite."""
+        finite: list[bool] = []
         vae, z = self.pipe.vae, self.unscaled(x.float())
         dtype = vae.dtype if vae.dtype.itemsize > 1 else torch.float32
 
         def rows(at: slice) -> Tensor:
-            picture: Tensor = vae.decode(z[at].to(self.device, dtype), return_dict=False)[0]
-            return picture.float().cpu()
+            picture: Tensor = vae.decode(z[at].to(self.device, dtype), return_dict=False)[0].float()
+            finite.append(bool(picture.isfinite().all()))
+            return finish((picture / 2).add_(0.5).clamp_(0, 1)).permute(0, 2, 3, 1).contiguous().cpu()
 
-        return self._decoding.run(rows, len(z))
+        found = self._decoding.run(rows, len(z))
+        return found if all(finite) else None
 
     def unscaled(self, x: Tensor) -> Tensor:
         """Latents as the autoencoder made them: without scale and shift, or with their channels' mean and deviation."""
