@@ -27,7 +27,7 @@ LEAST = 2.0**-40  # of alphas_cumprod: schedules rescaled to end in pure noise h
 SCALED = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "LMSDiscreteScheduler", "HeunDiscreteScheduler",
           "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler")  # these scale their samples by 1 / alpha  # fmt: skip
 MOST = 4096  # batches of times whose coefficients are kept
-REFUSED = ("EDM", "LCM", "Consistency", "TCD", "Cosine", "SCM", "VQDiffusion", "Amused")
+REFUSED = ("EDM", "LCM", "Consistency", "TCD", "Cosine", "SCM", "VQDiffusion", "Amused", "RePaint")
 
 
 @dataclass(frozen=True)
@@ -104,18 +104,24 @@ def read(scheduler: Any, steps: int, shift: float | None = None, timing: Mapping
     """What ``scheduler`` does in ``steps`` steps. shift: this project's grid of that time shift instead, for flows. timing: what
     the pipeline gives ``set_timesteps`` besides. ConfigError for schedulers that mean something else."""
     name = type(scheduler).__name__
-    if any(name.startswith(r) for r in REFUSED) or not (is_flow(scheduler) or hasattr(scheduler, "alphas_cumprod")):
-        raise ConfigError(
-            f"The scheduler {name} has no counterpart here. Give the pipeline another before loading it, such as "
-            "pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)."
-        )
+    refusal = ConfigError(f"The scheduler {name} has no counterpart here. Give the pipeline another before loading it, such as "
+                          "pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config).")  # fmt: skip
+    flow, noise = is_flow(scheduler), hasattr(scheduler, "alphas_cumprod")
+    mixed = flow and noise and not scheduler.config.get("use_flow_sigmas")  # a flow's prediction on a noise schedule
+    if any(name.startswith(r) for r in REFUSED) or "Inverse" in name or not (flow or noise) or mixed:
+        raise refusal
     fresh = copy.deepcopy(scheduler)
     given = dict(timing or {})
     try:
         fresh.set_timesteps(**given) if "sigmas" in given else fresh.set_timesteps(steps, **given)
     except Exception as error:  # each scheduler's own kinds
         raise ConfigError(f"{name} refuses {steps} steps here ({error}); choose others, or another one.") from None
-    made = _flow(fresh, steps, shift) if is_flow(scheduler) else _discrete(fresh, steps, shift)
+    sigmas = getattr(fresh, "sigmas", None)
+    if flow and (sigmas is None or float(torch.as_tensor(sigmas).max()) > 1 + EPS):
+        raise refusal
+    made = _flow(fresh, steps, shift) if flow else _discrete(fresh, steps, shift)
+    if len(made.levels) < steps or made.times[0] < -EPS:
+        raise ConfigError(f"{name} has not as many times as {steps} steps want; choose fewer.")
     if not all(a < b for a, b in pairwise(made.times)):
         raise ConfigError(
             f"{name} gives {steps} steps whose times do not rise; choose fewer steps, or another scheduler."
