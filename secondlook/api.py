@@ -204,9 +204,10 @@ def resume(
     held = pipelines.again(s, model) if s.world == PIPELINE else None
     now = digests(s, held)
     if store.config.get("weights", now) != now:
+        mend = (f"Install the release that made it ({store.config.get('version')})" if held is None else
+                "Give the same pipeline, with the same LoRA and scheduler settings (model=pipe in Python)")  # fmt: skip
         raise ConfigError(
-            f'The weights are not those that the run "{out}" began with, so it cannot go on as one run. Install the '
-            f"release that made it ({store.config.get('version')}), or draw anew."
+            f'The weights are not those that the run "{out}" began with, so it cannot go on as one run. {mend}, or draw anew.'
         )
     rig, tasks = build_rig(s, held=held, guide=verifier), tasks_of(s, held)
     if held is not None:
