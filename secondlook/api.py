@@ -91,9 +91,8 @@ def make_verifier(s: Settings) -> Verifier:
             f'This run is guided by the Python object "{s.verifier[7:]}"; give it again: verifier=..., to go on.'
         )
     own = None if s.world == PIPELINE else kit(s.world).verifier(s.verifier)
-    if s.world == PIPELINE and s.verifier in ("learned", "judge", "oracle"):
-        raise ConfigError(f'"{s.verifier}" belongs to the built-in worlds. A pipeline is guided by {", ".join(pipelines.GUIDES)}, '
-                          "or by your own: package.module:attribute.")  # fmt: skip
+    if s.world == PIPELINE:
+        pipelines.refuse_guide(s.verifier)
     return own or conf.make_named("verifier", s.verifier)
 
 
@@ -277,6 +276,13 @@ def replay_outcome(out: str | Path, outcome: int, *, model: Any = None) -> Repla
     return Replayed(outcome, sha256(picture) == record.digests[outcome], int(gap), picture)
 
 
+_UNNAMED = {"model": "FOLDER_OR_ID", "verifier": "MODULE:ATTR"}  # in the place of Python objects
+
+
+def _nameless(value: str) -> bool:
+    return not value or value.startswith("object:")
+
+
 def _repeat(s: Settings, folder: Path) -> str:
     """The command line that repeats a run made from Python."""
     words = ["secondlook", "draw", *(s.prompts if len(s.prompts) == 1 else ["--prompts", "FILE"]), "--plan", s.plan]
@@ -285,7 +291,9 @@ def _repeat(s: Settings, folder: Path) -> str:
             words += [f"--{name}", str(value)]
     for name in ("world", "verifier", "model", "steps", "solver", "guidance", "shift", "seed", "rows", "threads"):
         if (value := getattr(s, name)) is not None and (name, value) != ("world", PIPELINE):
-            words += [f"--{name}", str(value)]
+            words += [f"--{name}", _UNNAMED.get(name, "") if _nameless(str(value)) else str(value)]
+    if s.pad is not None:
+        words.append("--pad" if s.pad else "--no-pad")
     for name in pipelines.OPTIONS:
         value = s.pipeline.get(name)
         if value is not None and value is not False and (name, value) != ("true_guidance", 1.0):

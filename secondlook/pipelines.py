@@ -5,6 +5,7 @@ Settings name such a run's world "diffusers": free prompts (or a pipeline's clas
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +14,12 @@ import torch
 from torch import Tensor
 
 from secondlook import settings as conf
+from secondlook.config import bind, parse_call
 from secondlook.engine.rig import Rig, guidance
-from secondlook.errors import ConfigError
+from secondlook.errors import ConfigError, nearest
 from secondlook.flow import Flow
 from secondlook.notes import note
-from secondlook.registry import MODELS
+from secondlook.registry import MODELS, resolve
 from secondlook.settings import PIPELINE, Settings
 from secondlook.types import Verifier
 
@@ -31,15 +33,20 @@ ROWS = 8
 
 def hold(model: Any, options: dict[str, Any], world: str | None = None) -> Adapter | None:
     """The adapter that a run's ``model`` asks for, or None for the built-in worlds' own. ``options`` loses those of pipelines;
-    ConfigError where they are given without one."""
+    ConfigError where they are given without one, or those of the built-in worlds with one."""
     given = {k: options.pop(k) for k in OPTIONS if options.get(k) is not None}
-    by_name = model is None or isinstance(model, str)
-    if by_name and (world not in (None, PIPELINE) or not meant(model, given.get("vae"))):
-        if given:
-            name = next(iter(given)).replace("_", "-")
-            raise ConfigError(f'--{name} belongs to pipelines; "{model or world or "scenes"}" is none. Give --model FOLDER or a '
-                              "hub id (SiT weights: with --vae).")  # fmt: skip
+    if isinstance(model, Path):
+        model = options["model"] = str(model)
+    if (model is None or isinstance(model, str)) and not meant(model, given.get("vae")):
+        _refuse_no_pipeline(model, given, world)
         return None
+    if world not in (None, PIPELINE):
+        raise ConfigError(f'The world "{world}" has models of its own; leave --world out to draw with a pipeline.')
+    if options.get("bf16"):
+        raise ConfigError(
+            "--bf16 belongs to the built-in worlds; a pipeline runs in the dtype it was loaded in: --dtype bfloat16."
+        )
+    refuse_guide(options.get("verifier"))
     from secondlook.adapters.base import Adapter
     from secondlook.adapters.load import load
 
@@ -48,6 +55,26 @@ def hold(model: Any, options: dict[str, Any], world: str | None = None) -> Adapt
             raise ConfigError(f"This model is loaded already; give {next(iter(given))} to secondlook.load.")
         return model
     return load(model, **given)
+
+
+def _refuse_no_pipeline(model: str | None, given: dict[str, Any], world: str | None) -> None:
+    """ConfigError for what is asked of a pipeline where ``model`` means none."""
+    if given:
+        name = next(iter(given)).replace("_", "-")
+        raise ConfigError(f'--{name} belongs to pipelines; "{model or world or "scenes"}" is none. Give --model FOLDER or a '
+                          "hub id (SiT weights: with --vae).")  # fmt: skip
+    if world == PIPELINE:
+        raise ConfigError("Which pipeline? Give --model FOLDER or a hub id; --world is then needless.")
+    if model is not None and model not in MODELS and not Path(model).is_file():
+        raise ConfigError(f'There is no model "{model}": it is neither a file nor a shipped model, nor the folder or hub id (OWNER/NAME) '
+                          f"of a pipeline; {nearest(model, MODELS)}")  # fmt: skip
+
+
+def refuse_guide(name: Any) -> None:
+    """ConfigError for the verifiers of the built-in worlds."""
+    if name in ("learned", "judge", "oracle"):
+        raise ConfigError(f'"{name}" belongs to the built-in worlds. A pipeline is guided by {", ".join(GUIDES)}, or by your own: '
+                          "package.module:attribute.")  # fmt: skip
 
 
 def meant(model: str | None, vae: str | None = None) -> bool:
@@ -91,8 +118,11 @@ def again(s: Settings, model: Any = None) -> Adapter:
             raise ConfigError("This run was drawn with a pipeline object that came from no folder; give it again: "
                               "secondlook.resume(out, model=pipe).")  # fmt: skip
         held = load(s.model, **{k: recorded[k] for k in OPTIONS if recorded.get(k) is not None and k != "device"})
+    elif _is_held(model):
+        held = model
     else:
-        held = model if _is_held(model) else load(model, **{k: recorded[k] for k in OPTIONS[:6]})
+        named = OPTIONS if isinstance(model, (str, Path)) else (*OPTIONS[:6], "adapter")
+        held = load(model, **{k: recorded[k] for k in named if recorded.get(k) is not None and k != "device"})
     now = held.describe()
     for key, had in recorded.items():
         if now.get(key) != had and key not in ("device", "free_text"):
@@ -138,9 +168,11 @@ def prepared(rig: Rig, held: Adapter, conditions: list[Any]) -> None:
 def named(verifier: Any) -> tuple[str, Verifier | None]:
     """A verifier's call-string as it is, or the name under which a run records an object."""
     if isinstance(verifier, str):
+        call = parse_call(verifier, "verifier")
+        bind(call, resolve("verifier", call.name))  # a slip shows before a pipeline is loaded
         return verifier, None
     name = getattr(verifier, "name", None)
-    if not callable(verifier) or not isinstance(name, str):
+    if inspect.isclass(verifier) or not callable(verifier) or not isinstance(name, str):
         raise ConfigError("A verifier is a call-string, or an object with a name that is called with samples and conditions "
-                          f"(docs/extending.md); got {type(verifier).__name__}.")  # fmt: skip
+                          f"(docs/extending.md); got {verifier if inspect.isclass(verifier) else type(verifier).__name__}.")  # fmt: skip
     return f"object:{name}", verifier
