@@ -222,7 +222,7 @@ def _device(asked: str | None) -> torch.device:
     try:
         found = torch.device(asked)
         torch.empty(1, device=found).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         reason = " ".join(str(error).split())[:120]
         raise ConfigError(
             f'The device "{asked}" cannot be used here ({reason}); leave --device out, or write cpu.'
