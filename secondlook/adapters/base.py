@@ -139,9 +139,9 @@ class Adapter(ABC):
         return str(getattr(self.pipe, "name_or_path", None) or "")
 
     def compiled(self) -> bool:
-        """Whether the network was compiled, which wants batches of one size."""
-        kind = torch._dynamo.eval_frame.OptimizedModule
-        return isinstance(self.module, kind) or getattr(self.module, "_compiled_call_impl", None) is not None
+        """Whether the network or its blocks were compiled, which wants batches of one size."""
+        return any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) is not None
+                   for m in self.module.modules())  # fmt: skip
 
     def solver(self) -> str:
         """What makes the steps that the pipeline's scheduler would."""

@@ -30,8 +30,15 @@ class DiT(Adapter):
             return Condition(label=int(names[text]))
         if text.isdecimal() and int(text) < classes:
             return Condition(label=int(text))
-        raise ConfigError(f'This pipeline draws classes, 0 to {classes - 1} or by name; there is no "{text}"; '
-                          f"{nearest(text, names) if names else 'give a number.'}")  # fmt: skip
+        close = nearest(text, names)
+        hint = (
+            close
+            if close.startswith("did")
+            else "give a number, or a name in pipe.labels."
+            if names
+            else "give a number."
+        )
+        raise ConfigError(f'This pipeline draws classes, 0 to {classes - 1} or by name; there is no "{text}"; {hint}')
 
     def encode(self, condition: Condition | None) -> Encoded:
         null = int(self.module.config.num_embeds_ada_norm)
