@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,23 @@ from secondlook.models.text import TextSiT
 from tests.helpers import tiny_network, tiny_rig
 
 torch.set_num_threads(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--write-adapters-table", action="store_true", help="write docs/results/adapters.md from the tests of adapters"
+    )
+
+
+@pytest.fixture(scope="session")
+def adapters_seen(request: pytest.FixtureRequest) -> Iterator[dict[tuple[Any, ...], Any]]:
+    """What the tests of adapters see, by cell of docs/results/adapters.md."""
+    seen: dict[tuple[Any, ...], Any] = {}
+    yield seen
+    if request.config.getoption("--write-adapters-table"):
+        from tests.test_adapters_table import write
+
+        write(seen)
 
 
 @pytest.fixture(autouse=True)
