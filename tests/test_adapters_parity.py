@@ -29,11 +29,8 @@ FLOW, EULER, DDIM, DPM = (
     "DDIMScheduler",
     "DPMSolverMultistepScheduler",
 )
-LIMIT, LOOSE, TIGHT = (
-    1e-4,
-    4e-5,
-    5e-6,
-)  # of pixels in [0, 1], float32; LOOSE: where rounding is divided by a small alpha
+LIMIT, TIGHT = 1e-4, 5e-6  # of pixels in [0, 1], float32
+LOOSE = 4e-5  # where rounding is divided by a small alpha
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 PLAIN = {**BETAS, "clip_sample": False}
 FLOWING = {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"}
@@ -52,8 +49,8 @@ CALL: dict[str, dict[str, Any]] = {
 @dataclass(frozen=True)
 class Case:
     """A pipeline as it is compared. scheduler: its class, "" for the tiny pipeline's own; settings: its options. load, call: further
-    arguments of ``secondlook.load`` and ``pipe(...)``. limit: of the largest difference. why: it
-    is not the same."""
+    arguments of ``secondlook.load`` and ``pipe(...)``. kind: a variant of the pipeline. limit: of the largest difference. why: it is
+    not the same."""
 
     family: str
     name: str
@@ -291,7 +288,7 @@ def test_levels_and_the_noises_scale_show(family: str, change: Any, monkeypatch:
     monkeypatch.setattr(held, "schedule", lambda *given, made=held.schedule: change(made(*given)))
     found = parity(held, prompt_of(family), steps=4, **case.extra())
     print(f"{family}: {found:.1e}")
-    assert found > LIMIT
+    assert found > 1e-3
 
 
 # ---- schedulers -----------------------------------------------------------------------------------------------------
