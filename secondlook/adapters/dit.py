@@ -43,7 +43,7 @@ class DiT(Adapter):
     def encode(self, condition: Condition | None) -> Encoded:
         null = int(self.module.config.num_embeds_ada_norm)
         label = null if condition is None or condition.label is None else condition.label
-        return Encoded({"labels": torch.tensor([label], device=self.device)})
+        return Encoded({"labels": torch.full((1,), label, device=self.device)})
 
     def texts(self, prompt: str | None) -> Mapping[str, Tensor]:
         raise ConfigError("A class-conditional pipeline takes classes, not prompts.")

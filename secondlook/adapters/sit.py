@@ -86,7 +86,7 @@ class SiTWeights(Adapter):
 
     def encode(self, condition: Condition | None) -> Encoded:
         label = self.config.classes if condition is None or condition.label is None else condition.label
-        return Encoded({"labels": torch.tensor([label], device=self.device)})
+        return Encoded({"labels": torch.full((1,), label, device=self.device)})
 
     def texts(self, prompt: str | None) -> Mapping[str, Tensor]:
         raise ConfigError("SiT weights take classes, not prompts.")
