@@ -57,7 +57,7 @@ def _picked(value: Tensor) -> bytes:
     """Values at even distances, as float32 or int64; none of a tensor that has none to show."""
     try:
         found = value.detach()
-        found = found.int_repr() if found.is_quantized else found
+        found = found.dequantize() if found.is_quantized else found
         flat = found.reshape(-1)
         flat = flat[:: max(1, flat.numel() // PICKED)][:PICKED]
         numbers = flat.float() if flat.is_floating_point() else flat.long()
