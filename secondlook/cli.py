@@ -157,6 +157,10 @@ def _pipeline(p: argparse.ArgumentParser) -> None:
         default=None,
         help="text encoders leave the device once the prompts are encoded",
     )
+    group.add_argument("--lora", metavar="FILE", help="LoRA weights: a file, folder or hub id (needs peft)")
+    group.add_argument(
+        "--offload", action="store_true", default=None, help="parts wait on the CPU for their turn on the GPU"
+    )
     group.add_argument("--adapter", metavar="MODULE:ATTR", help="for a pipeline that secondlook does not know")
     group.add_argument("--vae", metavar="DIR", help="with SiT weights: the autoencoder that decodes")
     group.add_argument("--pad", action=argparse.BooleanOptionalAction, default=None,

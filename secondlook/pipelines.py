@@ -26,7 +26,8 @@ from secondlook.types import Verifier
 if TYPE_CHECKING:
     from secondlook.adapters.base import Adapter
 
-OPTIONS = ("height", "width", "negative", "tokens", "true_guidance", "free_text", "dtype", "device", "adapter", "vae")
+OPTIONS = ("height", "width", "negative", "tokens", "true_guidance", "free_text", "lora", "offload", "dtype", "device", "adapter",
+           "vae")  # fmt: skip
 GUIDES = ("sharpness", "brightness", "compressibility")  # what needs no download; the first guides where none is named
 ROWS = 8
 
@@ -121,11 +122,11 @@ def again(s: Settings, model: Any = None) -> Adapter:
     elif _is_held(model):
         held = model
     else:
-        named = OPTIONS if isinstance(model, (str, Path)) else (*OPTIONS[:6], "adapter")
+        named = OPTIONS if isinstance(model, (str, Path)) else (*OPTIONS[:6], "adapter")  # an object has the rest on it
         held = load(model, **{k: recorded[k] for k in named if recorded.get(k) is not None and k != "device"})
     now = held.describe()
     for key, had in recorded.items():
-        if now.get(key) != had and key not in ("device", "free_text"):
+        if now.get(key) != had and key not in ("device", "free_text", "offload"):
             raise ConfigError(f"This run was drawn with {key.replace('_', ' ')} {had}, the model now has {now.get(key)}; load it "
                               "as it was.")  # fmt: skip
     return held

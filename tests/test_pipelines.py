@@ -84,3 +84,45 @@ def test_options_of_pipelines_need_one() -> None:
 def test_pipelines_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "pipelines"]) == 0
     assert "StableDiffusionXLPipeline" in capsys.readouterr().out
+
+
+def test_lora_weights_by_name(sana: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From a file and from a folder: another picture than without, recorded, and resumable by name."""
+    peft = pytest.importorskip("peft", reason="needs peft")
+    import torch
+    from peft.utils import get_peft_model_state_dict
+
+    from secondlook.adapters import tiny
+    from secondlook.api import replay_outcome
+
+    pipe = tiny.make("sana")
+    torch.manual_seed(0)
+    pipe.transformer.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    pipe.save_lora_weights(tmp_path, transformer_lora_layers=get_peft_model_state_dict(pipe.transformer))
+    words = [
+        "draw",
+        "a cat",
+        "--model",
+        str(sana),
+        "--plan",
+        "random(n=2)",
+        "--steps",
+        "3",
+        "--verifier",
+        "brightness",
+        "--quiet",
+    ]
+    file = tmp_path / "pytorch_lora_weights.safetensors"
+    for name, lora in (("plain", []), ("file", ["--lora", str(file)]), ("folder", ["--lora", str(tmp_path)])):
+        assert main([*words, *lora, "--out", str(tmp_path / name)]) == 0
+    plain, by_file, by_folder = (Store.open(tmp_path / n).picture(0) for n in ("plain", "file", "folder"))
+    assert np.array_equal(by_file, by_folder)
+    assert np.abs(by_file.astype(int) - plain).max() > 3
+    assert Store.open(tmp_path / "file").config["pipeline"]["lora"] == str(file)
+    assert replay_outcome(tmp_path / "file", 0).difference <= 3
+    capsys.readouterr()
+    assert main([*words, "--lora", str(tmp_path / "plain"), "--out", str(tmp_path / "none")]) == 2
+    assert "cannot be loaded as LoRA weights" in capsys.readouterr().err
+    assert main([*words, "--offload", "--device", "cpu", "--out", str(tmp_path / "none")]) == 2
+    assert "there is no GPU here" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()

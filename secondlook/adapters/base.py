@@ -163,7 +163,7 @@ class Adapter(ABC):
 
     def digest(self) -> str:
         """Of what decides the pictures besides the run's settings: weights, their precision, and the scheduler's settings."""
-        free = ("device", "free_text")  # a run may go on elsewhere
+        free = ("device", "free_text", "offload")  # a run may go on elsewhere
         about = {k: v for k, v in self.describe().items() if k not in free}
         config = getattr(self.pipe.scheduler, "config", None)
         if isinstance(config, Mapping):

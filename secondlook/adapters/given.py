@@ -32,7 +32,8 @@ class Encoded:
 class Options:
     """How a pipeline is used. height, width: of pictures, in pixels. negative: what guidance leads away from. tokens: the most
     tokens of a long prompt's encoder. true_guidance: FLUX's classifier-free scale beside its distilled one. free_text: text
-    encoders go to the CPU once the prompts are encoded. None: the pipeline's own."""
+    encoders go to the CPU once the prompts are encoded. lora: a file, folder or hub id of LoRA weights, and offload: parts wait
+    on the CPU for their turn, both for pipelines that are loaded by name. None: the pipeline's own."""
 
     height: int | None = None
     width: int | None = None
@@ -40,6 +41,8 @@ class Options:
     tokens: int | None = None
     true_guidance: float = 1.0
     free_text: bool = False
+    lora: str | None = None
+    offload: bool = False
 
 
 USUAL = Options()

@@ -51,10 +51,9 @@ def load(model: Any, *, dtype: Any = None, device: Any = None, adapter: Any = No
     if isinstance(model, Adapter):
         raise ConfigError("This model is loaded already; give it to draw(model=...).")
     if not isinstance(model, (str, Path)):
-        if dtype or device or vae:
-            raise ConfigError(
-                "A pipeline object keeps its own dtype, device and autoencoder; change them on the object."
-            )
+        if dtype or device or vae or chosen.lora or chosen.offload:
+            raise ConfigError("A pipeline object keeps its own dtype, device, autoencoder, LoRA and offloading; change them on the "
+                              "object, as diffusers has it.")  # fmt: skip
         return _hold(model, adapter, chosen)
     if Path(model).suffix in WEIGHTS:
         from secondlook.adapters.sit import load_weights
@@ -139,7 +138,9 @@ def _from_folder(name: str, dtype: str | None, device: str | None, adapter: Any,
     lines: list[str] = []
     try:
         with quiet(), caught() as lines, fits("this pipeline", less):
-            pipe = DiffusionPipeline.from_pretrained(name, **{_dtype_word(): kind}).to(place)
+            pipe = DiffusionPipeline.from_pretrained(name, **{_dtype_word(): kind})
+            _wear(pipe, options.lora)
+            _place(pipe, place, options.offload)
     except SecondlookError:
         raise
     except Exception as error:  # the hub's, the network's and the file format's own kinds
@@ -149,6 +150,35 @@ def _from_folder(name: str, dtype: str | None, device: str | None, adapter: Any,
              "download it again.")  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
     return _hold(pipe, adapter, options)
+
+
+def _wear(pipe: Any, lora: str | None) -> None:
+    """Load LoRA weights: a .safetensors file, or a folder or hub id of them."""
+    if lora is None:
+        return
+    try:
+        import peft  # noqa: F401
+    except ImportError as error:
+        raise MissingExtra(f"LoRA weights need peft ({error}): pip install peft") from None
+    file = Path(lora)
+    try:
+        pipe.load_lora_weights(*([str(file.parent)] if file.is_file() else [lora]),
+                               **({"weight_name": file.name} if file.is_file() else {}))  # fmt: skip
+    except Exception as error:  # diffusers', peft's and the hub's own kinds
+        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 240, placeholder="…")
+        raise ConfigError(f'"{lora}" cannot be loaded as LoRA weights of this {type(pipe).__name__} ({reason}). Wanted: a '
+                          ".safetensors file made for it, or a folder or hub id with one.") from None  # fmt: skip
+
+
+def _place(pipe: Any, place: torch.device, offload: bool) -> None:
+    if not offload:
+        pipe.to(place)
+    elif place.type == "cpu":
+        raise ConfigError(
+            "Offloading moves parts between a GPU and the CPU, and there is no GPU here; leave --offload out."
+        )
+    else:
+        pipe.enable_model_cpu_offload(device=place)
 
 
 def _why(name: str, error: Exception, lines: Sequence[str]) -> str:
