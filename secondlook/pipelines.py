@@ -36,6 +36,9 @@ def hold(model: Any, options: dict[str, Any], world: str | None = None) -> Adapt
     """The adapter that a run's ``model`` asks for, or None for the built-in worlds' own. ``options`` loses those of pipelines;
     ConfigError where they are given without one, or those of the built-in worlds with one."""
     given = {k: options.pop(k) for k in OPTIONS if options.get(k) is not None}
+    for name in ("lora", "vae"):  # recorded so that a run goes on from any folder
+        if name in given and Path(str(given[name])).exists():
+            given[name] = str(Path(str(given[name])).resolve())
     if isinstance(model, Path):
         model = options["model"] = str(model)
     if (model is None or isinstance(model, str)) and not meant(model, given.get("vae")):
