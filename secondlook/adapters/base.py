@@ -306,12 +306,12 @@ class Adapter(ABC):
             raise SecondlookError(f"The network's latents are not finite: it overflowed in {had}. {cure} anew.")
         vae = self.pipe.vae
         if vae.dtype == torch.float16 and vae.config.get("force_upcast"):
-            vae.to(torch.float32)
+            self._upcast()
         found, had = self._decoded(x, finish), str(vae.dtype).removeprefix("torch.")
         if found is None and vae.dtype in (torch.float16, torch.bfloat16):
             note(f"The autoencoder overflowed in {had} and gave NaN; it decodes in float32 from here on. The lasting fix: "
                  "pipe.vae.to(torch.float32) after loading, or an autoencoder made for float16.")  # fmt: skip
-            vae.to(torch.float32)
+            self._upcast()
             found = self._decoded(x, finish)
         if found is None:
             raise SecondlookError("The autoencoder gave NaN, in float32 too: its weights do not fit these latents, or are damaged. Give "
@@ -331,6 +331,10 @@ class Adapter(ABC):
 
         found = self._decoding.run(rows, len(z))
         return found if all(finite) else None
+
+    def _upcast(self) -> None:
+        with hushed("should be kept in float32"):  # diffusers warns of any cast
+            self.pipe.vae.to(torch.float32)
 
     def unscaled(self, x: Tensor) -> Tensor:
         """Latents as the autoencoder made them: without scale and shift, or with their channels' mean and deviation."""
