@@ -26,6 +26,7 @@ are small stand-ins of the right widths and lengths, so a loop's encoding in eac
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -37,7 +38,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -255,12 +256,14 @@ def alone(a: argparse.Namespace, family: str, way: Way) -> int:
 
 @dataclass
 class Found:
-    """One family's numbers: times of every turn and peak bytes, by way. Ways that memory did not hold are not there."""
+    """One family's numbers: times of every turn and peak bytes, by way, and of every turn the seconds that a run costs besides
+    its pictures. Ways that memory did not hold are not there."""
 
     family: str
     times: dict[Way, list[Time]]
     peaks: dict[Way, int]
     pictures: int
+    fixed: list[float]
 
     def speed(self, way: Way) -> str:
         return spread([self.pictures / t.wall for t in self.times[way]])
@@ -283,6 +286,7 @@ def measure(a: argparse.Namespace, family: str) -> Found:
     peaks = {} if a.device.startswith("cuda") else {way: alone(a, family, way) for way in ways}
     bench = Bench.of(a, family)
     times: dict[Way, list[Time]] = {}
+    small, fixed = replace(bench, steps=2, pictures=1), []
     for way in ways:
         try:
             if a.device.startswith("cuda"):
@@ -299,9 +303,11 @@ def measure(a: argparse.Namespace, family: str) -> Found:
     for turn in range(a.repeats):
         for way in list(times)[:: -1 if turn % 2 else 1]:
             times[way].append(bench(way))
-            print(f"{family}, turn {turn}, {way}: {times[way][-1].wall:.3f} s, CPU {times[way][-1].cpu:.3f} s",
-                  file=sys.stderr, flush=True)  # fmt: skip
-    return Found(family, times, peaks, a.pictures)
+        print(
+            family, turn, ", ".join(f"{w}: {t[-1].wall:.3f} s" for w, t in times.items()), file=sys.stderr, flush=True
+        )
+        fixed.append(small(Way(True, 1)).wall - small(Way(False, 1)).wall)
+    return Found(family, times, peaks, a.pictures, fixed)
 
 
 # ---- words ---------------------------------------------------------------------------------------------------------
@@ -335,7 +341,11 @@ def report(a: argparse.Namespace, found: Sequence[Found], load: tuple[float, ...
     what = (f"Best of {a.pictures}, {a.steps} steps, each pipeline's own guidance, {shape}, {a.dtype}. Every way scores each picture "
             f"by sharpness and writes it as a PNG. Medians of {a.repeats} turns, with the smallest and the largest; above 1 is "
             "faster, and in memory below 1 is less. CPU seconds leave out what other processes took and waits for the disk.")  # fmt: skip
-    return f"# Speed of the adapters\n\n{head}\n\n{what}\n\n{table(found)}\n\nSee benchmarks/adapters.py for what is compared.\n"
+    fixed = ", ".join(f"{f.family} {spread(f.fixed)}" for f in found)
+    note = (f"Seconds that a run costs however many pictures it draws (its record, the weights' digest, the scheduler's times), from "
+            f"runs of one picture in two steps, less a call of the pipeline for the same: {fixed}. Beside networks this small they "
+            "weigh; a real picture takes longer than all of them.")  # fmt: skip
+    return f"# Speed of the adapters\n\n{head}\n\n{what}\n\n{table(found)}\n\n{note}\n\nWhat is compared: benchmarks/adapters.py.\n"
 
 
 def arguments() -> argparse.Namespace:
@@ -367,8 +377,7 @@ def main() -> int:
     found: list[Found] = []
     for family in families:
         found.append(measure(a, family))
-        if a.device.startswith("cuda"):
-            torch.cuda.empty_cache()
+        gc.collect()  # the next family needs the room
         if a.out:  # after every family: a whole run takes a while
             a.out.write_text(report(a, found, load))
     print(report(a, found, load))

@@ -148,7 +148,7 @@ def _discrete(scheduler: Any, steps: int, shift: float | None) -> Schedule:
             "--shift moves the times of flow models; this pipeline's scheduler has discrete steps. Leave it out."
         )
     c = scheduler.config
-    abar = [max(LEAST, float(a)) for a in scheduler.alphas_cumprod.double()]
+    abar = [max(LEAST, a) for a in scheduler.alphas_cumprod.double().tolist()]
     stops_early = c.get("final_sigmas_type") == "sigma_min" or (
         type(scheduler).__name__ == "DDIMScheduler" and not c.get("set_alpha_to_one", True)
     )
@@ -156,7 +156,7 @@ def _discrete(scheduler: Any, steps: int, shift: float | None) -> Schedule:
     sigmas = getattr(scheduler, "sigmas", None)
     if sigmas is not None and len(sigmas) == len(scheduler.timesteps) + 1:
         ratios, levels = _distinct(sigmas, scheduler.timesteps)
-        times = [_time(path, level, ratio) for level, ratio in zip(levels, ratios, strict=True)]
+        times = _times(path, levels, ratios)
     else:
         levels = _falling([float(t) for t in scheduler.timesteps])
         times = path.time(torch.tensor(levels, dtype=torch.float64)).tolist()
@@ -190,14 +190,12 @@ def _falling(levels: Sequence[float]) -> list[float]:
     return sorted(set(levels), reverse=True)
 
 
-def _time(path: Discrete, level: float, sigma: float) -> float:
-    """The time of a scheduler's sigma (over alpha): its level's where that is the same, else where the path has it."""
-    time = float(path.time(torch.tensor([level], dtype=torch.float64)))
-    c = path.coefs(torch.tensor([time], dtype=torch.float64))
-    ratio = float(c.sigma / c.alpha)
-    if abs(ratio - sigma) <= 1e-5 * sigma:
-        return time
-    return float(path.time_of(torch.tensor([sigma], dtype=torch.float64)))
+def _times(path: Discrete, levels: Sequence[float], sigmas: Sequence[float]) -> list[float]:
+    """The times of a scheduler's sigmas (over alpha): their levels' where that is the same, else where the path has them."""
+    times = path.time(torch.tensor(levels, dtype=torch.float64))
+    c, wanted = path.coefs(times), torch.tensor(sigmas, dtype=torch.float64)
+    same = ((c.sigma / c.alpha - wanted).abs() <= 1e-5 * wanted).tolist()
+    return [t if s else float(path.time_of(w[None])) for t, s, w in zip(times.tolist(), same, wanted, strict=True)]
 
 
 def solver_of(scheduler: Any, short: bool = False) -> str:
