@@ -30,6 +30,7 @@ OPTIONS = ("height", "width", "negative", "tokens", "true_guidance", "free_text"
            "vae")  # fmt: skip
 GUIDES = ("sharpness", "brightness", "compressibility")  # what needs no download; the first guides where none is named
 ROWS = 8
+MOST_STEPS = 10_000  # as in Settings, which come after a schedule was asked for
 
 
 def hold(model: Any, options: dict[str, Any], world: str | None = None) -> Adapter | None:
@@ -51,6 +52,10 @@ def hold(model: Any, options: dict[str, Any], world: str | None = None) -> Adapt
             "--bf16 belongs to the built-in worlds; a pipeline runs in the dtype it was loaded in: --dtype bfloat16."
         )
     refuse_guide(options.get("verifier"))
+    if (steps := options.get("steps")) is not None and not (isinstance(steps, int) and 1 <= steps <= MOST_STEPS):
+        raise ConfigError(
+            f"--steps must be a whole number from 1 to {MOST_STEPS}; got {steps}."
+        )  # a schedule has as many numbers
     from secondlook.adapters.base import Adapter
     from secondlook.adapters.load import load
 

@@ -233,6 +233,8 @@ def test_packages_that_are_not_installed(shell: Shell, saved: dict[str, Path], m
         ("sana", "--tokens 1", "--tokens must be from 3 to 16384"),
         ("sana", "--bf16", "--bf16 belongs to the built-in worlds.*--dtype bfloat16"),
         ("sana", "--world digits", 'The world "digits" has models of its own; leave --world out'),
+        ("sana", "--steps 1000000000", "--steps must be a whole number from 1 to 10000"),
+        ("sana", "--steps 0", "--steps must be a whole number from 1 to 10000"),
         ("pixart", "--steps 2000", "not as many times as 2000 steps want; choose fewer"),
         ("sdxl", "--steps 2000", "not as many times as 2000 steps want; choose fewer"),
         ("dit", "--steps 2000", "DDIMScheduler refuses 2000 steps here"),
