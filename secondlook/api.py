@@ -17,6 +17,7 @@ from PIL import Image
 import secondlook
 from secondlook import pipelines
 from secondlook import settings as conf
+from secondlook.adapters.chunks import fits
 from secondlook.config import parse_call
 from secondlook.engine.driver import Driver, Progress, replay
 from secondlook.engine.ledger import Budget
@@ -215,7 +216,7 @@ def resume(
 
 
 def _carry(store: Store, s: Settings, rig: Rig, progress: Progress | None, tasks: list[Task]) -> list[Result]:
-    with store.writing():
+    with store.writing(), fits("this run", "Draw fewer rows at once (--rows), or smaller pictures."):
         Driver(tasks, conf.make_plan(s.plan), rig, Budget(**s.budget), store).run(progress)  # type: ignore[arg-type]
     return results(store)
 

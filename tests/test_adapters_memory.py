@@ -18,6 +18,7 @@ import secondlook
 from secondlook import cli, notes
 from secondlook.adapters.chunks import Chunks, no_memory
 from secondlook.adapters.cut import unread
+from secondlook.engine import rig
 from secondlook.engine.record import Record
 from secondlook.engine.store import Store
 from secondlook.errors import SecondlookError
@@ -143,6 +144,13 @@ def test_text_encoders_without_memory(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(model.pipe, "encode_prompt", lambda *a, **k: (_ for _ in ()).throw(FULL))
     with pytest.raises(SecondlookError, match=r"^Memory does not hold the text encoders. Load them in a smaller dtype"):
         draw(model, tmp_path / "run")
+
+
+def test_a_run_without_memory_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for the noise of pictures far too large."""
+    monkeypatch.setattr(rig, "normal", lambda *a: (_ for _ in ()).throw(MemoryError("Unable to allocate 2.00 GiB")))
+    with pytest.raises(SecondlookError, match=r"^Memory does not hold this run. Draw fewer rows at once \(--rows\)"):
+        draw(tiny.make("sana"), tmp_path / "run")
 
 
 def test_other_errors_are_not_taken_for_memory() -> None:
