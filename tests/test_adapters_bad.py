@@ -149,11 +149,12 @@ def _retensor(part: Path, change: Callable[[torch.Tensor], torch.Tensor | None])
         save_file(tensors if made is None else {**tensors, key: made}, path, {"format": "pt"})
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
-@pytest.mark.parametrize("part", ["scheduler", "text_encoder", "tokenizer", "transformer", "vae"])
+@pytest.mark.parametrize(
+    ("part", "damage"),
+    [(part, damage) for part in ("text_encoder", "transformer", "vae") for damage in DAMAGE]
+    + [(part, damage) for part in ("scheduler", "tokenizer") for damage in ("gone", "empty")],
+)
 def test_a_folder_with_a_damaged_part(shell: Shell, saved: dict[str, Path], tmp_path: Path, part: str, damage: str) -> None:  # fmt: skip
-    if part in ("scheduler", "tokenizer") and damage not in ("gone", "empty"):
-        pytest.skip("has neither config.json nor weights")
     folder = tmp_path / "copy"
     shutil.copytree(saved["sana"], folder)
     harm, pattern = DAMAGE[damage]
