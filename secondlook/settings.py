@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from importlib import metadata
 from inspect import signature
 from pathlib import Path
@@ -117,6 +118,7 @@ def make_named(kind: str, text: str) -> Any:
     return target(**bind(call, target))
 
 
+@cache
 def versions() -> dict[str, str]:
     names = ("torch", "numpy", "scipy", "pillow", "safetensors")
     return {"python": platform.python_version(), **{n: metadata.version(n) for n in names}}

@@ -51,6 +51,7 @@ class Adapter(ABC):
         self.pipe, self.options = pipe, options
         self._device: torch.device | None = None
         self._dtype: torch.dtype | None = None
+        self._read: tuple[Any, Schedule] | None = None
         side = self.side()
         self.height, self.width = options.height or side, options.width or side
         self._refuse_size()
@@ -131,7 +132,12 @@ class Adapter(ABC):
         return inspect.signature(type(self.pipe).__call__).parameters[name].default
 
     def schedule(self, steps: int, shift: float | None = None) -> Schedule:
-        return read(self.pipe.scheduler, steps, shift, self.timing(steps))
+        """The pipeline's scheduler as it is now, in ``steps`` steps; read again only where something of that changed."""
+        scheduler = self.pipe.scheduler
+        asked = (type(scheduler), str(sorted(scheduler.config.items(), key=str)), steps, shift)
+        if self._read is None or self._read[0] != asked:
+            self._read = (asked, read(scheduler, steps, shift, self.timing(steps)))
+        return self._read[1]
 
     @property
     def name(self) -> str:

@@ -32,6 +32,7 @@ from secondlook.types import State
 
 VERSION = 1
 LOG = "run.sqlite"
+LARGE = 512 * 512  # pixels; from there on packing a PNG tightly (a fifth smaller) would take longer than some networks' steps
 _CARRY = "carry."  # before the names of what a state carries, in its file
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -99,10 +100,13 @@ class Store:
             for left in folder.glob(LOG + ".new*"):
                 left.unlink()
             with _failing(folder), closing(sqlite3.connect(part)) as db:
-                db.executescript(_SCHEMA)
+                # Not a run before it is renamed, so it need not survive a crash statement by statement: one sync will do.
+                db.executescript(f"PRAGMA synchronous=OFF; PRAGMA journal_mode=MEMORY; BEGIN; {_SCHEMA} COMMIT;")
                 values = {"version": VERSION, "config": config, "created": time.time()}
                 db.executemany("INSERT INTO meta VALUES (?, ?)", [(k, json.dumps(v)) for k, v in values.items()])
                 db.commit()
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())
             os.replace(part, folder / LOG)  # a folder with a log is a run; one without is none
         except (OSError, SecondlookError):
             _sweep(folder, whole=not existed)
@@ -173,7 +177,8 @@ class Store:
 
     def save_picture(self, name: int | str, picture: np.ndarray) -> None:
         buffer = io.BytesIO()
-        Image.fromarray(picture).save(buffer, "png")
+        large = picture.shape[0] * picture.shape[1] >= LARGE
+        Image.fromarray(picture).save(buffer, "png", compress_level=1 if large else 6)
         write_atomic(self.picture_path(name), buffer.getvalue())
 
     def picture(self, name: int | str) -> np.ndarray:
