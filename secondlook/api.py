@@ -184,6 +184,16 @@ def draw(
     return _carry(store, s, rig, progress, tasks)
 
 
+def _refuse_other(store: Store, now: dict[str, str], pipeline: bool) -> None:
+    """ConfigError where the weights are not those that a run was drawn with."""
+    if store.config.get("weights", now) == now:
+        return
+    mend = ("Give the same pipeline, with the same LoRA and scheduler settings (model=pipe in Python)" if pipeline else
+            f"Install the release that made it ({store.config.get('version')})")  # fmt: skip
+    raise ConfigError(f'The weights are not those that the run "{store.folder}" began with, so it cannot go on as one run. '
+                      f"{mend}, or draw anew.")  # fmt: skip
+
+
 def _refuse_unknown(options: dict[str, Any]) -> None:
     fixed = ("prompts", "plan", "budget", "pipeline")
     known = [n for n in (*Settings.__dataclass_fields__, *pipelines.OPTIONS) if n not in fixed]
@@ -203,12 +213,7 @@ def resume(
         return results(store)
     held = pipelines.again(s, model) if s.world == PIPELINE else None
     now = digests(s, held)
-    if store.config.get("weights", now) != now:
-        mend = (f"Install the release that made it ({store.config.get('version')})" if held is None else
-                "Give the same pipeline, with the same LoRA and scheduler settings (model=pipe in Python)")  # fmt: skip
-        raise ConfigError(
-            f'The weights are not those that the run "{out}" began with, so it cannot go on as one run. {mend}, or draw anew.'
-        )
+    _refuse_other(store, now, held is not None)
     rig, tasks = build_rig(s, held=held, guide=verifier), tasks_of(s, held)
     if held is not None:
         pipelines.prepared(rig, held, [t.condition for t in tasks])
@@ -271,6 +276,8 @@ def replay_outcome(out: str | Path, outcome: int, *, model: Any = None) -> Repla
         )
     s = Settings.of(store.config)
     held = pipelines.again(s, model) if s.world == PIPELINE else None
+    if held is not None:
+        _refuse_other(store, digests(s, held), True)
     picture = replay(build_rig(s, scoring=False, held=held), outcome, lambda i: record.outcomes[i].proposal)
     recorded = store.picture(outcome)
     gap = np.abs(picture.astype(int) - recorded).max() if picture.shape == recorded.shape else 255

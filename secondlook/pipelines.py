@@ -74,9 +74,33 @@ def _refuse_no_pipeline(model: str | None, given: dict[str, Any], world: str | N
                           "hub id (SiT weights: with --vae).")  # fmt: skip
     if world == PIPELINE:
         raise ConfigError("Which pipeline? Give --model FOLDER or a hub id; --world is then needless.")
+    if model is not None and model not in MODELS and Path(model).is_file():
+        _refuse_foreign(Path(model))
     if model is not None and model not in MODELS and not Path(model).is_file():
         raise ConfigError(f'There is no model "{model}": it is neither a file nor a shipped model, nor the folder or hub id (OWNER/NAME) '
                           f"of a pipeline; {nearest(model, MODELS)}")  # fmt: skip
+
+
+def _refuse_foreign(file: Path) -> None:
+    """ConfigError for weights files of others, which nothing here can draw with alone."""
+    from safetensors import SafetensorError, safe_open
+
+    from secondlook.models.official import is_own
+
+    if file.suffix != ".safetensors" or is_own(file):
+        return
+    try:
+        with safe_open(file, "pt") as opened:
+            names = set(opened.keys())
+    except (SafetensorError, OSError):
+        return  # whoever reads it says what is wrong with it
+    if {"x_embedder.proj.weight", "final_layer.linear.weight"} <= names:
+        raise ConfigError(
+            f'"{file}" holds SiT or DiT weights: give the autoencoder that decodes their latents, --vae FOLDER_OR_ID.'
+        )
+    raise ConfigError(f'"{file}" is a checkpoint in one file. Load it with diffusers in Python, pipe = '
+                      "StableDiffusionXLPipeline.from_single_file(...) or its like, and give it to secondlook.draw(model=pipe), or "
+                      "save it as a folder with pipe.save_pretrained.")  # fmt: skip
 
 
 def refuse_guide(name: Any) -> None:
@@ -133,8 +157,10 @@ def again(s: Settings, model: Any = None) -> Adapter:
         named = OPTIONS if isinstance(model, (str, Path)) else (*OPTIONS[:6], "adapter")  # an object has the rest on it
         held = load(model, **{k: recorded[k] for k in named if recorded.get(k) is not None and k != "device"})
     now = held.describe()
-    for key, had in recorded.items():
-        if now.get(key) != had and key not in ("device", "free_text", "offload"):
+    flat = {**recorded, **recorded.get("settings", {})}
+    now = {**now, **now["settings"]}
+    for key, had in flat.items():
+        if now.get(key) != had and key not in ("device", "free_text", "offload", "settings"):
             raise ConfigError(f"This run was drawn with {key.replace('_', ' ')} {had}, the model now has {now.get(key)}; load it "
                               "as it was.")  # fmt: skip
     return held

@@ -126,3 +126,16 @@ def test_lora_weights_by_name(sana: Path, tmp_path: Path, capsys: pytest.Capture
     assert main([*words, "--offload", "--device", "cpu", "--out", str(tmp_path / "none")]) == 2
     assert "there is no GPU here" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+def test_a_checkpoint_in_one_file_is_told_how_to_come(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    for key, pattern in (("model.diffusion_model.out.2.weight", "from_single_file"), ("x_embedder.proj.weight", "--vae")):
+        save_file({key: torch.zeros(2), "final_layer.linear.weight": torch.zeros(2)}, tmp_path / "x.safetensors")
+        assert main(["draw", "a cat", "--model", str(tmp_path / "x.safetensors"), "--out", str(tmp_path / "run")]) == 2
+        err = capsys.readouterr().err
+        assert pattern in err
+        assert len(err.splitlines()) == 1
+    assert not (tmp_path / "run").exists()

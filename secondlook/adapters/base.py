@@ -160,7 +160,17 @@ class Adapter(ABC):
         own = None if kind.__module__.startswith("secondlook.") else f"{kind.__module__}:{kind.__qualname__}"
         return {**asdict(self.options), "height": self.height, "width": self.width, "family": self.family,
                 "pipeline": type(self.pipe).__name__, "scheduler": scheduler, "adapter": own, "dtype": str(self.dtype).removeprefix("torch."),
-                "device": self.device.type}  # fmt: skip
+                "device": self.device.type, "settings": self._settings()}  # fmt: skip
+
+    def _settings(self) -> dict[str, Any]:
+        """The scheduler's, as a run's record holds them."""
+        config = getattr(self.pipe.scheduler, "config", None)
+        if not isinstance(config, Mapping):
+            return {}
+        found: dict[str, Any] = json.loads(
+            json.dumps({k: v for k, v in config.items() if not k.startswith("_")}, default=str)
+        )
+        return found
 
     def __repr__(self) -> str:
         d = self.describe()
@@ -171,10 +181,7 @@ class Adapter(ABC):
         """Of what decides the pictures besides the run's settings: weights, their precision, and the scheduler's settings."""
         free = ("device", "free_text", "offload")  # a run may go on elsewhere
         about = {k: v for k, v in self.describe().items() if k not in free}
-        config = getattr(self.pipe.scheduler, "config", None)
-        if isinstance(config, Mapping):
-            about["settings"] = {k: v for k, v in config.items() if not k.startswith("_")}
-        return digest_of(json.dumps(about, sort_keys=True, default=str), (self.module, self.pipe.vae, *self._texts()))
+        return digest_of(json.dumps(about, sort_keys=True), (self.module, self.pipe.vae, *self._texts()))
 
     def _texts(self) -> list[nn.Module]:
         names = (n for n in ("text_encoder", "text_encoder_2", "text_encoder_3") if hasattr(self.pipe, n))
