@@ -10,8 +10,8 @@ Three ways to the best of N pictures of one prompt, with the same network, steps
 - secondlook: ``draw(prompt, "random(n=N)", rows=...)`` with the pipeline loaded.
 
 All score every picture with the same verifier (sharpness, which costs next to nothing), keep the best, and write every picture
-as a PNG, equally packed. secondlook also keeps its log (synced to the disk), digests and the numbers of two more measures, and reads the
-best picture back, all within its time. Loading is in none. Ways take turns, forwards and backwards; the first turn is not
+as a PNG, equally packed. secondlook also keeps its log (synced to the disk), digests and the numbers of two more measures, and
+reads the best picture back, all within its time. Loading is in none. Ways take turns, forwards and backwards; the first turn is not
 counted. A ratio is that of two ways of the same turn, its median over the turns with the smallest and the largest.
 
 Peak memory is the largest resident size of a process that does nothing else (CPU), or the most the allocator held (GPU).
