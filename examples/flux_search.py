@@ -11,7 +11,6 @@ from pathlib import Path
 from torch import Tensor
 
 import secondlook
-from secondlook.report.html import write_report
 from secondlook.types import Condition
 
 
@@ -46,4 +45,4 @@ print(
     f"standout {result.plain_score:.4f} -> {result.score:.4f} for {spent.evals} network passes, {spent.seconds:.1f} s"
 )
 result.save(a.out / "best.png")
-print(f"{a.out / 'best.png'}, {write_report(a.out)}")
+print(f"{a.out / 'best.png'}, {secondlook.write_report(a.out)}")

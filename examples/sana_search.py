@@ -8,7 +8,6 @@ import argparse
 from pathlib import Path
 
 import secondlook
-from secondlook.report.html import write_report
 
 PROMPTS = [
     "a red fox in the snow, golden hour",
@@ -41,4 +40,4 @@ for i, result in enumerate(results):
           f"{spent.evals} network passes, {spent.seconds:.1f} s")  # fmt: skip
     result.save(a.out / f"best-{i}.png")
 max(results, key=lambda r: r.score - r.plain_score).save(a.out / "best.png")  # what the search improved most
-print(write_report(a.out))
+print(secondlook.write_report(a.out))

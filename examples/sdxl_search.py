@@ -11,7 +11,6 @@ import torch
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 
 import secondlook
-from secondlook.report.html import write_report
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("model", nargs="?", default="stabilityai/stable-diffusion-xl-base-1.0")
@@ -45,4 +44,4 @@ spent = result.spent
 print(f"{model.solver()}: sharpness {result.plain_score:.4f} -> {result.score:.4f} for {spent.nfe} of "
       f"{a.samples * a.steps} evaluations ({spent.evals} network passes), {spent.seconds:.1f} s")  # fmt: skip
 result.save(a.out / "best.png")
-print(f"{a.out / 'best.png'}, {write_report(a.out)}")
+print(f"{a.out / 'best.png'}, {secondlook.write_report(a.out)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["Result", "__version__", "draw", "load", "open_run", "resume"]
+__all__ = ["Result", "__version__", "draw", "load", "open_run", "resume", "write_report"]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,4 +18,8 @@ def __getattr__(name: str) -> Any:
         from secondlook.adapters.load import load
 
         return load
+    if name == "write_report":
+        from secondlook.report.html import write_report
+
+        return write_report
     raise AttributeError(f"module 'secondlook' has no attribute {name!r}")

@@ -26,8 +26,7 @@ pytest.importorskip("transformers")
 from secondlook.adapters import tiny  # noqa: E402
 from secondlook.adapters.weights import digest_of  # noqa: E402
 
-PROMPT = "a red cube"
-TWO = ("a red cube", "two blue balls")
+PROMPT, TWO = "a red cube", ("a red cube", "two blue balls")
 TINY = 1e-4  # between our pictures and pipe(...)'s, of values from 0 to 1
 CALL = {"flux": {"max_sequence_length": 16}, "sd3": {"max_sequence_length": 16}, "pixart": {"use_resolution_binning": False}}  # fmt: skip
 
