@@ -132,7 +132,10 @@ def test_a_checkpoint_in_one_file_is_told_how_to_come(tmp_path: Path, capsys: py
     import torch
     from safetensors.torch import save_file
 
-    for key, pattern in (("model.diffusion_model.out.2.weight", "from_single_file"), ("x_embedder.proj.weight", "--vae")):
+    for key, pattern in (
+        ("model.diffusion_model.out.2.weight", "from_single_file"),
+        ("x_embedder.proj.weight", "--vae"),
+    ):
         save_file({key: torch.zeros(2), "final_layer.linear.weight": torch.zeros(2)}, tmp_path / "x.safetensors")
         assert main(["draw", "a cat", "--model", str(tmp_path / "x.safetensors"), "--out", str(tmp_path / "run")]) == 2
         err = capsys.readouterr().err
