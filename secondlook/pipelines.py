@@ -81,6 +81,9 @@ def _refuse_no_pipeline(model: str | None, given: dict[str, Any], world: str | N
                           f"of a pipeline; {nearest(model, MODELS)}")  # fmt: skip
 
 
+_ONE_FILE = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.", "double_blocks.", "joint_blocks.")
+
+
 def _refuse_foreign(file: Path) -> None:
     """ConfigError for weights files of others, which nothing here can draw with alone."""
     from safetensors import SafetensorError, safe_open
@@ -98,7 +101,8 @@ def _refuse_foreign(file: Path) -> None:
         raise ConfigError(
             f'"{file}" holds SiT or DiT weights: give the autoencoder that decodes their latents, --vae FOLDER_OR_ID.'
         )
-    raise ConfigError(f'"{file}" is a checkpoint in one file. Load it with diffusers in Python, pipe = '
+    if any(n.startswith(_ONE_FILE) for n in names):
+        raise ConfigError(f'"{file}" is a checkpoint in one file. Load it with diffusers in Python, pipe = '
                       "StableDiffusionXLPipeline.from_single_file(...) or its like, and give it to secondlook.draw(model=pipe), or "
                       "save it as a folder with pipe.save_pretrained.")  # fmt: skip
 
