@@ -142,3 +142,24 @@ def test_a_checkpoint_in_one_file_is_told_how_to_come(tmp_path: Path, capsys: py
         assert pattern in err
         assert len(err.splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_rig_puts_noise_where_the_schedule_begins_and_as_strong() -> None:
+    """Euler's trailing schedule begins with sigma times noise; SANA's a little after 0."""
+    import torch
+
+    import secondlook
+    from secondlook.adapters import tiny
+    from secondlook.noise import Key, normal
+    from secondlook.settings import Settings
+
+    for family, options in (("sdxl", {"timestep_spacing": "trailing"}), ("sana", {})):
+        held = secondlook.load(tiny.make(family, **options))
+        schedule = held.schedule(4)
+        s = Settings(["a cat"], **pipelines.usual(held, {"steps": 4, "verifier": "brightness"})).fill()
+        rig, key = pipelines.rig_of(s, held, None), Key.root(3)
+        state = rig.start(key)
+        assert torch.equal(state.x, normal([key.child("start")], held.shape) * schedule.scale)
+        assert float(state.t) == pytest.approx(schedule.times[0], abs=1e-7)
+        assert (schedule.scale < 1) == (family == "sdxl")
+        assert (schedule.times[0] > 0) == (family == "sana")
