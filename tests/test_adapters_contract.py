@@ -46,6 +46,30 @@ class TestPixArt(Family):
     name, call = "pixart", UNBINNED
 
 
+class TestPixArtAlphaAt1024(AdapterContract):
+    """Told the picture's size and shape, as the released network of 1024 pixels is; not square."""
+
+    call = UNBINNED
+    made: ClassVar[list[Adapter]] = []
+
+    def held(self) -> Adapter:
+        import torch
+
+        from secondlook.adapters import tiny
+
+        if not self.made:
+            pipe = tiny.make("pixart")
+            torch.manual_seed(0)
+            network = type(pipe.transformer).from_config(
+                pipe.transformer.config, sample_size=128, use_additional_conditions=True
+            )
+            tiny._wake(network)
+            pipe = diffusers.PixArtAlphaPipeline(**{**pipe.components, "transformer": network.eval()})
+            pipe.set_progress_bar_config(disable=True)
+            self.made.append(secondlook.load(pipe, height=32, width=48))
+        return self.made[0]
+
+
 class TestSDXL(Family):
     name = "sdxl"
 

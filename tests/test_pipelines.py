@@ -163,3 +163,20 @@ def test_a_rig_puts_noise_where_the_schedule_begins_and_as_strong() -> None:
         assert float(state.t) == pytest.approx(schedule.times[0], abs=1e-7)
         assert (schedule.scale < 1) == (family == "sdxl")
         assert (schedule.times[0] > 0) == (family == "sana")
+
+
+def test_levels_off_the_grid_are_the_paths_own() -> None:
+    """On the grid the scheduler's numbers, between them numbers between."""
+    import torch
+
+    import secondlook
+    from secondlook.adapters import tiny
+
+    for family in ("sdxl", "sana", "flux"):
+        schedule = secondlook.load(tiny.make(family)).schedule(4)
+        on = torch.tensor(schedule.times[:-1], dtype=torch.float64)
+        assert schedule.level(on).tolist() == pytest.approx(list(schedule.levels))
+        middle = (on[:-1] + on[1:]) / 2
+        between = schedule.level(middle)
+        assert bool((between < schedule.level(on[:-1]) - 1).all())
+        assert bool((between > schedule.level(on[1:]) + 1).all())
