@@ -30,6 +30,7 @@ from secondlook.grid import grid
 from secondlook.kits import exact, kit
 from secondlook.models.checkpoint import locate
 from secondlook.noise import Key
+from secondlook.notes import note
 from secondlook.settings import PIPELINE, Settings
 from secondlook.types import Condition, Cost, Task, Verifier
 
@@ -223,6 +224,11 @@ def resume(
 def _carry(store: Store, s: Settings, rig: Rig, progress: Progress | None, tasks: list[Task]) -> list[Result]:
     with store.writing(), fits("this run", "Draw fewer rows at once (--rows), or smaller pictures."):
         Driver(tasks, conf.make_plan(s.plan), rig, Budget(**s.budget), store).run(progress)  # type: ignore[arg-type]
+    failed = [f for f in Record.read(store).failures if "verifier" in f]
+    if failed:
+        last = failed[-1]["traceback"].strip().splitlines()[-1]
+        note(f'The verifier "{failed[-1]["verifier"]}" failed on {len(failed)} occasion{"s" * (len(failed) != 1)} ({last}); the pictures it was asked of then have no '
+             "score. The tracebacks are in the run's log and report.")  # fmt: skip
     return results(store)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import builtins
 import json
+import math
 import shlex
 import shutil
 import sys
@@ -63,6 +64,10 @@ def _finish(out: Path, found: builtins.list[api.Result], progress: Progress | No
         progress.close()
     print(table(found))
     print(f"report: {write_report(out)}")
+    if found and all(math.isnan(r.score) for r in found):
+        print("secondlook: No picture has a score, so nothing was searched: the verifier failed or could not judge. Mend it and "
+              "draw anew.", file=sys.stderr)  # fmt: skip
+        return 1
     return 0
 
 

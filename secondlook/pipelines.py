@@ -81,6 +81,7 @@ def _refuse_no_pipeline(model: str | None, given: dict[str, Any], world: str | N
                           f"of a pipeline; {nearest(model, MODELS)}")  # fmt: skip
 
 
+_PART = ("down_blocks.", "transformer_blocks.", "single_transformer_blocks.", "text_model.", "decoder.")
 _ONE_FILE = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.", "double_blocks.", "joint_blocks.")
 
 
@@ -90,6 +91,9 @@ def _refuse_foreign(file: Path) -> None:
 
     from secondlook.models.official import is_own
 
+    if file.suffix in (".ckpt", ".pt", ".pth"):
+        raise ConfigError(f'"{file}" cannot be drawn with alone. SiT weights: give --vae FOLDER_OR_ID. A checkpoint of a whole '
+                          "pipeline: load it with diffusers' from_single_file, and save it as a folder with save_pretrained.")  # fmt: skip
     if file.suffix != ".safetensors" or is_own(file):
         return
     try:
@@ -101,6 +105,8 @@ def _refuse_foreign(file: Path) -> None:
         raise ConfigError(
             f'"{file}" holds SiT or DiT weights: give the autoencoder that decodes their latents, --vae FOLDER_OR_ID.'
         )
+    if any(n.startswith(_PART) for n in names):
+        raise ConfigError(f'"{file}" is one part of a pipeline; name the folder that holds its model_index.json.')
     if any(n.startswith(_ONE_FILE) for n in names):
         raise ConfigError(f'"{file}" is a checkpoint in one file. Load it with diffusers in Python, pipe = '
                       "StableDiffusionXLPipeline.from_single_file(...) or its like, and give it to secondlook.draw(model=pipe), or "

@@ -16,7 +16,7 @@ import torch
 import secondlook
 from secondlook.config import Call, bind, parse_call
 from secondlook.engine.ledger import Budget
-from secondlook.errors import ConfigError, nearest
+from secondlook.errors import ConfigError, SecondlookError, nearest
 from secondlook.registry import MODELS, WORLD_DEFAULTS, resolve
 
 PIPELINE = "diffusers"  # the world of generators from outside: see pipelines.py
@@ -115,7 +115,18 @@ def make_named(kind: str, text: str) -> Any:
     """A verifier or solver from its call-string."""
     call = parse_call(text, kind)
     target = resolve(kind, call.name)
-    return target(**bind(call, target))
+    options = bind(call, target)
+    try:
+        made = target(**options)
+    except SecondlookError:
+        raise
+    except Exception as error:  # whatever another package's class raises
+        raise ConfigError(f'The {kind} "{text}" cannot be made ({type(error).__name__}: {error}).') from None
+    if kind == "verifier" and not isinstance(getattr(made, "name", None), str):
+        raise ConfigError(
+            f'The verifier "{text}" has no name: give its class a text, name = "...", for logs and reports.'
+        )
+    return made
 
 
 @cache

@@ -180,3 +180,41 @@ def test_levels_off_the_grid_are_the_paths_own() -> None:
         between = schedule.level(middle)
         assert bool((between < schedule.level(on[:-1]) - 1).all())
         assert bool((between > schedule.level(on[1:]) + 1).all())
+
+
+def test_a_broken_verifier_is_seen_at_once(sana: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["draw", "a cat", "--model", str(sana), "--plan", "random(n=2)", "--steps", "3", "--quiet"]
+    (tmp_path / "broken.py").write_text(
+        "class Raises:\n    name = 'raises'\n    def __call__(self, samples, conditions):\n        raise ValueError('no lamp')\n"
+        "class Nameless:\n    def __call__(self, samples, conditions):\n        return samples\n"
+        "class Unmade:\n    name = 'unmade'\n    def __init__(self):\n        raise RuntimeError('weights missing')\n"
+        "    def __call__(self, samples, conditions):\n        return samples\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(tmp_path))
+        assert main([*words, "--verifier", "broken:Raises", "--out", str(tmp_path / "run")]) == 1
+        err = capsys.readouterr().err
+        assert 'note: The verifier "raises" failed on 1 occasion (ValueError: no lamp)' in err
+        assert "No picture has a score" in err
+        for name, pattern in (
+            ("Nameless", "has no name"),
+            ("Unmade", "cannot be made (RuntimeError: weights missing)"),
+        ):
+            assert main([*words, "--verifier", f"broken:{name}", "--out", str(tmp_path / "none")]) == 2
+            assert pattern in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+def test_lora_weights_of_another_network_are_refused(
+    sana: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("peft", reason="needs peft")
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({"unet.nothing.lora_A.weight": torch.zeros(2, 4), "unet.nothing.lora_B.weight": torch.zeros(4, 2)},
+              tmp_path / "other.safetensors")  # fmt: skip
+    words = ["draw", "a cat", "--model", str(sana), "--steps", "3", "--verifier", "brightness", "--quiet"]
+    assert main([*words, "--lora", str(tmp_path / "other.safetensors"), "--out", str(tmp_path / "run")]) == 2
+    assert "cannot be loaded as LoRA weights" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

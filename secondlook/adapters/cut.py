@@ -10,6 +10,11 @@ from secondlook.notes import note
 HEAD = 40  # letters of a prompt by which a note names it
 
 
+def shorten(text: str, most: int = 300) -> str:
+    """At most so many letters, with a word on how many more there are."""
+    return text if len(text) <= most else f"{text[:most]}… ({len(text) - most} letters more)"
+
+
 def room(tokenizer: Any, limit: int) -> int:
     """Tokens of a prompt's own that a tokenizer leaves in ``limit``."""
     return limit - len(tokenizer("", add_special_tokens=True).input_ids)
@@ -37,7 +42,7 @@ def note_cuts(prompt: str, readers: Mapping[str, tuple[Any, int]]) -> None:
             whole.append(name)
     if not cut:
         return
-    said = [f'{" and ".join(names)} take{"s" * (len(names) == 1)} {most} of its {count} tokens and do{"es" * (len(names) == 1)} not see "…{rest}"'
+    said = [f'{" and ".join(names)} take{"s" * (len(names) == 1)} {most} of its {count} tokens and do{"es" * (len(names) == 1)} not see "…{shorten(rest)}"'
             for (count, most, rest), names in cut.items()]  # fmt: skip
     others = f"; {' and '.join(whole)} read{'s' * (len(whole) == 1)} all of it" if whole else ""
     head = prompt if len(prompt) <= HEAD else f"{prompt[:HEAD]}…"

@@ -55,6 +55,10 @@ def load(model: Any, *, dtype: Any = None, device: Any = None, adapter: Any = No
             raise ConfigError("A pipeline object keeps its own dtype, device, autoencoder, LoRA and offloading; change them on the "
                               "object, as diffusers has it.")  # fmt: skip
         return _hold(model, adapter, chosen)
+    if vae is not None and Path(model).is_dir() and not (Path(model) / "model_index.json").exists():
+        from secondlook.generate import find
+
+        model = find(str(model))  # a folder that training or import wrote
     if Path(model).suffix in WEIGHTS:
         from secondlook.adapters.sit import load_weights
 
@@ -83,6 +87,10 @@ def _options(given: dict[str, Any]) -> Options:
 
 def _hold(pipe: Any, adapter: Any, options: Options) -> Adapter:
     kind = _class_of(type(pipe), adapter)
+    if kind.pipelines and not any(c.__name__ in kind.pipelines for c in type(pipe).__mro__):
+        raise ConfigError(
+            f"The adapter {kind.__qualname__} is for {', '.join(kind.pipelines)}; this is a {type(pipe).__name__}."
+        )
     try:
         return kind(pipe, options)
     except (AttributeError, KeyError, TypeError) as error:
@@ -164,6 +172,8 @@ def _wear(pipe: Any, lora: str | None) -> None:
     try:
         pipe.load_lora_weights(*([str(file.parent)] if file.is_file() else [lora]),
                                **({"weight_name": file.name} if file.is_file() else {}))  # fmt: skip
+        if not pipe.get_list_adapters():
+            raise ValueError("none of its weights belongs to this pipeline")
     except Exception as error:  # diffusers', peft's and the hub's own kinds
         reason = textwrap.shorten(f"{type(error).__name__}: {error}", 240, placeholder="…")
         raise ConfigError(f'"{lora}" cannot be loaded as LoRA weights of this {type(pipe).__name__} ({reason}). Wanted: a '
