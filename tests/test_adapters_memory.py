@@ -17,7 +17,7 @@ from torch import Tensor
 import secondlook
 from secondlook import cli, notes
 from secondlook.adapters.chunks import Chunks, no_memory
-from secondlook.adapters.cut import unread
+from secondlook.adapters.cut import shorten, unread
 from secondlook.engine import rig
 from secondlook.engine.record import Record
 from secondlook.engine.store import Store
@@ -267,10 +267,15 @@ def test_a_note_says_what_of_a_prompt_is_not_read(monkeypatch: pytest.MonkeyPatc
         tokenizer, most = readers[name]
         has, read = (len(tokenizer(p, add_special_tokens=False).input_ids) for p in (prompt, prompt.removesuffix(cut)))
         assert read == min(most, has)
-        assert (f'not see "…{cut}"' in line) if cut else (f"{name} read" in line)
+        assert (f'not see "…{shorten(cut)}"' in line) if cut else (f"{name} read" in line)
     least = min((cut for cut in cuts.values() if cut), key=len)
     if len(names) == len(cuts):  # what no encoder reads may go; a word more may not
         shorter = prompt[: len(prompt) - len(least)]
         assert all(torch.equal(whole[k], v) for k, v in made.encode(made.condition(shorter)).parts.items())
         cut_more = shorter.rstrip().rpartition(" ")[0]
         assert not all(torch.equal(whole[k], v) for k, v in made.encode(made.condition(cut_more)).parts.items())
+
+
+def test_a_note_quotes_at_most_a_few_lines() -> None:
+    assert shorten("x" * 300) == "x" * 300
+    assert shorten("x" * 1000) == "x" * 300 + "… (700 letters more)"
