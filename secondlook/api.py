@@ -212,6 +212,10 @@ def resume(
     s = Settings.of(store.config)
     if Record.read(store).done:
         return results(store)
+    if verifier is not None and pipelines.named(verifier)[0] != s.verifier:
+        raise ConfigError(
+            f'This run is guided by "{s.verifier.removeprefix("object:")}"; got the verifier "{verifier.name}". Give the one it began with.'
+        )
     held = pipelines.again(s, model) if s.world == PIPELINE else None
     now = digests(s, held)
     _refuse_other(store, now, held is not None)

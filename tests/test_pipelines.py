@@ -218,3 +218,18 @@ def test_lora_weights_of_another_network_are_refused(
     assert main([*words, "--lora", str(tmp_path / "other.safetensors"), "--out", str(tmp_path / "run")]) == 2
     assert "cannot be loaded as LoRA weights" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_another_guide_cannot_go_on_with_a_run(sana: Path, tmp_path: Path) -> None:
+    import secondlook
+    from tests.helpers import Brightness, Redness
+
+    def stop(driver: object) -> None:
+        raise KeyboardInterrupt
+
+    words = {"model": str(sana), "steps": 3, "rows": 2}
+    with pytest.raises(KeyboardInterrupt):
+        secondlook.draw("a cat", "random(n=4)", tmp_path / "run", verifier=Redness(), progress=stop, **words)
+    with pytest.raises(ConfigError, match='guided by "redness"; got the verifier "brightness"'):
+        secondlook.resume(tmp_path / "run", verifier=Brightness())
+    assert secondlook.resume(tmp_path / "run", verifier=Redness())

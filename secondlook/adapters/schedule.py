@@ -108,9 +108,18 @@ def read(scheduler: Any, steps: int, shift: float | None = None, timing: Mapping
                           "pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config).")  # fmt: skip
     flow, noise = is_flow(scheduler), hasattr(scheduler, "alphas_cumprod")
     mixed = flow and noise and not scheduler.config.get("use_flow_sigmas")  # a flow's prediction on a noise schedule
-    if any(name.startswith(r) for r in REFUSED) or "Inverse" in name or not (flow or noise) or mixed:
+    if any(r in name for r in REFUSED) or "Inverse" in name or not (flow or noise) or mixed:
         raise refusal
     fresh = copy.deepcopy(scheduler)
+    odd = [
+        w
+        for w, usual in (("interpolation_type", "linear"), ("timestep_type", "discrete"))
+        if scheduler.config.get(w, usual) != usual
+    ]
+    if odd:
+        raise ConfigError(
+            f'The {name} is set to {odd[0]} "{scheduler.config[odd[0]]}", which has no counterpart here; set another scheduler on the pipeline.'
+        )
     given = dict(timing or {})
     try:
         fresh.set_timesteps(**given) if "sigmas" in given else fresh.set_timesteps(steps, **given)

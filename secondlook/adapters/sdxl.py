@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from secondlook.adapters.base import Adapter, Encoded
+from secondlook.adapters.given import USUAL, Options
+from secondlook.errors import ConfigError
 
 
 class SDXL(Adapter):
@@ -16,6 +19,13 @@ class SDXL(Adapter):
     needs = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
     core = "unet"
     ignores = ("tokens",)
+
+    def __init__(self, pipe: Any, options: Options = USUAL):
+        super().__init__(pipe, options)
+        if self.module.config.get("time_cond_proj_dim") is not None:
+            raise ConfigError(
+                "This U-Net is told its guidance (an LCM-distilled one), which this adapter does not do; load the base model."
+            )
 
     def multiple(self) -> int:
         return self.factor * 2 ** (len(self.module.config.block_out_channels) - 1)
