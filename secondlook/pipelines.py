@@ -186,7 +186,7 @@ def rig_of(s: Settings, held: Adapter, verifier: Verifier | None) -> Rig:
     """The rig of a pipeline's run. Without ``verifier`` it has no judges either."""
     schedule = held.schedule(s.steps, s.shift)
     scale = held.scale(s.guidance)
-    with torch.inference_mode():
+    with torch.no_grad():
         null = held.encode(None) if scale != 1.0 else None
     flow = Flow(held.network(schedule, s.guidance), schedule.path, guidance(scale, null))
     judges: dict[str, Verifier] = {}

@@ -220,7 +220,7 @@ class Adapter(ABC):
             raise ConfigError("The prompt is empty; write what to draw, in quotes.")
         return Condition(prompt=text)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference mode: what libraries move or cast on the way may be the user's weights
     def encode(self, condition: Condition | None) -> Encoded:
         """One row; None is the unconditional one."""
         prompt = None if condition is None else condition.prompt
@@ -328,7 +328,7 @@ class Adapter(ABC):
             found = self._decoded(x, finish)
         if found is None:
             raise SecondlookError("The autoencoder gave NaN, in float32 too: its weights do not fit these latents, or are damaged. Give "
-                                  "pipe.vae another, and resume; nothing recorded is lost.")  # fmt: skip
+                                  "pipe.vae another, and draw anew; nothing recorded is lost.")  # fmt: skip
         return found
 
     def _decoded(self, x: Tensor, finish: Callable[[Tensor], Tensor]) -> Tensor | None:

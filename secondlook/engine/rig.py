@@ -67,7 +67,7 @@ class Rig:
     def encoded(self, condition: Condition) -> Any:
         """The condition's encoding, made once and alone, so that it does not depend on company."""
         if condition not in self._encoded:
-            with torch.inference_mode():
+            with torch.no_grad():
                 self._encoded[condition] = self.encode(condition)
         return self._encoded[condition]
 
@@ -82,14 +82,14 @@ class Rig:
         whole, index = self._pad(states)
         later = [self.next_time(float(s.t), stop) for s, stop in zip(states, stops, strict=True)]
         cond = self._conditions([conditions[i] for i in index])
-        with torch.inference_mode():
+        with torch.no_grad():
             moved = self.solver.step(self.flow, whole, torch.tensor([later[i] for i in index]), cond)
         return [moved.rows([i]) for i in range(len(states))]
 
     def look(self, states: Sequence[State], conditions: Sequence[Condition]) -> list[Tensor]:
         """The data estimate [1, *S] of half-made rows; one evaluation each."""
         whole, index = self._pad(states)
-        with torch.inference_mode():
+        with torch.no_grad():
             e = self.flow.estimate(whole.x, whole.t, self._conditions([conditions[i] for i in index]))
         return [e.data[i : i + 1] for i in range(len(states))]
 
