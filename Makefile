@@ -23,7 +23,7 @@ $(VENV)/.extras: $(VENV)/.done requirements-extras.lock
 	@touch $@
 
 demo: setup
-	$(BIN)/python -m secondlook.demo
+	$(BIN)/python -m secondlook.cli.demo
 
 test: setup extras
 	$(BIN)/python -m pytest

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from secondlook import api
-from secondlook.class_commands import WorldFeatures
+from secondlook.cli.classes import WorldFeatures
 from secondlook.metrics import Evaluation, memorisation
-from secondlook.sampling import plain_samples
+from secondlook.sample.plain import plain_samples
 from secondlook.settings import Settings, commit
 from secondlook.types import Condition
 from secondlook.verify import classify

@@ -21,13 +21,13 @@ from pathlib import Path
 
 import torch
 
-from secondlook.flow import Flow
+from secondlook.flow.estimate import Flow
+from secondlook.flow.path import Linear
 from secondlook.models.sit import Labels, SiT, SiTConfig
 from secondlook.noise import Key, normal
-from secondlook.path import Linear
-from secondlook.sde import EulerMaruyama
 from secondlook.settings import commit
-from secondlook.solve import Heun, Solver
+from secondlook.solvers.ode import Heun, Solver
+from secondlook.solvers.sde import EulerMaruyama
 from secondlook.types import State
 
 EVALS = 250  # of a sample, as in the paper's tables

@@ -2,6 +2,6 @@
 
 import sys
 
-from secondlook.cli import main
+from secondlook.cli.app import main
 
 sys.exit(main())

@@ -15,19 +15,19 @@ import torch
 from PIL import Image
 
 import secondlook
-from secondlook import pipelines
 from secondlook import settings as conf
 from secondlook.adapters.chunks import fits
-from secondlook.config import parse_call
+from secondlook.backends import pipelines
+from secondlook.backends.shipped import exact, kit
+from secondlook.calls import parse_call
 from secondlook.engine.driver import Driver, Progress, replay
 from secondlook.engine.ledger import Budget
-from secondlook.engine.outlook import first_picture
+from secondlook.engine.pricing import first_picture
 from secondlook.engine.record import Record
 from secondlook.engine.rig import Rig, build_flow
 from secondlook.engine.store import Store, refuse_full, sha256
 from secondlook.errors import ConfigError
-from secondlook.grid import grid
-from secondlook.kits import exact, kit
+from secondlook.flow.grid import grid
 from secondlook.models.checkpoint import locate
 from secondlook.noise import Key
 from secondlook.notes import note

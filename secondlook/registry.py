@@ -15,15 +15,15 @@ PLANS = {
     "paths": "secondlook.plans.paths:paths",
 }
 SOLVERS = {
-    "euler": "secondlook.solve:Euler",
-    "heun": "secondlook.solve:Heun",
-    "rk4": "secondlook.solve:RK4",
-    "dopri5": "secondlook.adaptive:Dopri5",
-    "sde": "secondlook.sde:EulerMaruyama",
-    "sde_heun": "secondlook.sde:StochasticHeun",
-    "ddim": "secondlook.ddpm:DDIM",
-    "ddpm": "secondlook.ddpm:Ancestral",
-    "dpmpp": "secondlook.dpm:DPMpp",
+    "euler": "secondlook.solvers.ode:Euler",
+    "heun": "secondlook.solvers.ode:Heun",
+    "rk4": "secondlook.solvers.ode:RK4",
+    "dopri5": "secondlook.solvers.adaptive:Dopri5",
+    "sde": "secondlook.solvers.sde:EulerMaruyama",
+    "sde_heun": "secondlook.solvers.sde:StochasticHeun",
+    "ddim": "secondlook.solvers.ddpm:DDIM",
+    "ddpm": "secondlook.solvers.ddpm:Ancestral",
+    "dpmpp": "secondlook.solvers.dpm:DPMpp",
 }
 VERIFIERS = {
     "learned": "secondlook.verify.builtin:learned",

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import secondlook
-from secondlook.config import Call, bind, parse_call
+from secondlook.calls import Call, bind, parse_call
 from secondlook.engine.ledger import Budget
 from secondlook.errors import ConfigError, SecondlookError, nearest
 from secondlook.registry import MODELS, WORLD_DEFAULTS, resolve

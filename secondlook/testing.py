@@ -13,7 +13,7 @@ from secondlook.adapters.base import Adapter
 from secondlook.api import draw, replay_outcome
 from secondlook.engine.rig import guidance as guide
 from secondlook.errors import ConfigError
-from secondlook.flow import Flow
+from secondlook.flow.estimate import Flow
 from secondlook.noise import Key
 from secondlook.settings import make_named
 from secondlook.types import State

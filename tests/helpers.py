@@ -13,10 +13,10 @@ from secondlook.engine.ledger import Budget
 from secondlook.engine.record import Record
 from secondlook.engine.rig import Rig, build_flow
 from secondlook.engine.store import Store
-from secondlook.grid import grid
+from secondlook.flow.grid import grid
+from secondlook.flow.path import Linear
 from secondlook.models.text import TextSiT, TextSiTConfig
 from secondlook.noise import Key
-from secondlook.path import Linear
 from secondlook.settings import make_named, make_plan
 from secondlook.types import Condition, Cost, Task, Verifier
 from secondlook.worlds.scenes.grammar import WORDS

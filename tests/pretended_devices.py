@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import secondlook
 from secondlook.adapters.base import Adapter
-from secondlook.adapters.given import Encoded
+from secondlook.adapters.encoding import Encoded
 
 pytest.importorskip("diffusers", reason="needs secondlook[hub]")
 pytest.importorskip("transformers", reason="needs secondlook[hub]")

@@ -17,7 +17,7 @@ from torch import Tensor
 import secondlook
 from secondlook import cli, notes
 from secondlook.adapters.chunks import Chunks, no_memory
-from secondlook.adapters.cut import shorten, unread
+from secondlook.adapters.truncation import shorten, unread
 from secondlook.engine import rig
 from secondlook.engine.record import Record
 from secondlook.engine.store import Store

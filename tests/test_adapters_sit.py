@@ -11,14 +11,15 @@ from safetensors.torch import save_file
 import secondlook
 from secondlook.adapters.sit import SiTWeights
 from secondlook.api import replay_outcome
-from secondlook.cli import main
+from secondlook.cli.app import main
 from secondlook.engine.store import Store
 from secondlook.errors import ConfigError
-from secondlook.flow import ClassifierFree, Flow
+from secondlook.flow.estimate import Flow
+from secondlook.flow.guidance import ClassifierFree
+from secondlook.flow.path import Linear
 from secondlook.models.sit import Labels, SiT, SiTConfig
 from secondlook.noise import Key
-from secondlook.path import Linear
-from secondlook.solve import Heun, integrate
+from secondlook.solvers.ode import Heun, integrate
 from secondlook.testing import ours, start_noise
 from secondlook.types import State
 

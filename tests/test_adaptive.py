@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from secondlook.adaptive import Dopri5
 from secondlook.errors import ConfigError, SecondlookError
-from secondlook.flow import Flow
+from secondlook.flow.estimate import Flow
+from secondlook.flow.path import GVP, VP, Kind, Linear, Path, mix
 from secondlook.noise import Key, normal
-from secondlook.path import GVP, VP, Kind, Linear, Path, mix
-from secondlook.solve import RK4, Heun, Solver, integrate
+from secondlook.solvers.adaptive import Dopri5
+from secondlook.solvers.ode import RK4, Heun, Solver, integrate
 from secondlook.types import State
 from secondlook.worlds.mixture import Mixture, default_mixture
 

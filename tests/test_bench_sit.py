@@ -12,8 +12,8 @@ import torch
 from secondlook.bench import sit
 from secondlook.bench.sit import DIT, LADDER, QUICK, SIT, Job, Scale, draw, jobs, run_job, sampler
 from secondlook.bench.sit_tables import Found, Ordering, ladder, plot
-from secondlook.ddpm import on_its_path
-from secondlook.flow import Flow
+from secondlook.flow.discrete import with_path
+from secondlook.flow.estimate import Flow
 from secondlook.models.sit import SiT, SiTConfig
 
 
@@ -44,7 +44,7 @@ def test_a_sampler_spends_its_evaluations(rung: sit.Rung, kind: str, monkeypatch
     assert pictures.shape == (12, 8, 8, 1)
     assert labels.tolist() == [*range(10), 0, 1]
     assert spent[0].meter.nfe == 16
-    assert on_its_path(network)[1].name == rung.path
+    assert with_path(network)[1].name == rung.path
 
 
 def written(folder: Path, job: Job, **scores: float) -> None:

@@ -167,7 +167,7 @@ def test_a_prompts_file_that_is_none(shell: Shell, path: str, pattern: str) -> N
 @pytest.mark.parametrize("content", [b"\xef\xbb\xbfa red circle\nthree squares\n", b"a red circle\r\nthree squares", b"a red circle\r\rthree squares\r",
                                      b'{"prompt": "a red circle", "tag": "colors"}\r\n  three squares  \n'])  # fmt: skip
 def test_prompts_files_of_other_editors_are_read(tmp_path: Path, content: bytes) -> None:
-    from secondlook.commands import read_prompts
+    from secondlook.cli.commands import read_prompts
 
     (tmp_path / "p").write_bytes(content)
     assert read_prompts(tmp_path / "p") == ["a red circle", "three squares"]
@@ -336,7 +336,7 @@ def test_list_names_everything_there_is(shell: Shell, what: str, table: dict[str
 
 @pytest.mark.parametrize("name", SETS)
 def test_prompts_prints_metadata_that_draw_reads_back(shell: Shell, name: str, tmp_path: Path) -> None:
-    from secondlook.commands import read_prompts
+    from secondlook.cli.commands import read_prompts
 
     (tmp_path / "set.jsonl").write_text(shell("prompts", name)[1])
     assert read_prompts(tmp_path / "set.jsonl") == [p.text for p in prompt_set(name)]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from secondlook.config import Call, bind, parse_call
+from secondlook.calls import Call, bind, parse_call
 from secondlook.errors import ConfigError
 from secondlook.registry import PLANS, SOLVERS, VERIFIERS, resolve
 from secondlook.settings import make_named, make_plan

@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from secondlook.ddpm import DDIM, Ancestral, Bridge, Discrete, learned_log, linear_abar, respaced
 from secondlook.errors import ConfigError
-from secondlook.flow import Flow
+from secondlook.flow.discrete import Discrete, linear_abar, respaced
+from secondlook.flow.estimate import Flow
+from secondlook.flow.path import GVP, VP, Kind, Linear, Path, complete
 from secondlook.noise import Key
-from secondlook.path import GVP, VP, Kind, Linear, Path, complete
-from secondlook.solve import RK4, Euler, Solver, integrate
+from secondlook.solvers.ddpm import DDIM, Ancestral, Bridge, learned_log
+from secondlook.solvers.ode import RK4, Euler, Solver, integrate
 from secondlook.types import State
 from secondlook.worlds.mixture import Mixture
 from tests.test_solve import WORLD, assert_same, exact_state, flow_on

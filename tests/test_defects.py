@@ -13,19 +13,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from secondlook import likelihood
-from secondlook.adaptive import Dopri5
 from secondlook.engine.rig import guidance
 from secondlook.errors import ConfigError, SecondlookError
-from secondlook.flow import WEIGHTS, ClassifierFree, Flow, Plain, loss_weight
-from secondlook.grid import spread
-from secondlook.interval import LAST_STEP, PRESETS, interval
-from secondlook.likelihood import bits_per_dim, dequantise, log_prob
+from secondlook.flow.estimate import WEIGHTS, Flow, loss_weight
+from secondlook.flow.grid import spread
+from secondlook.flow.guidance import ClassifierFree, Plain
+from secondlook.flow.interval import LAST_STEP, PRESETS, interval
+from secondlook.flow.path import GVP, KINDS, VP, Coefs, Kind, Linear, Path
 from secondlook.models.sit import SiT, SiTConfig
 from secondlook.noise import Key, normal
-from secondlook.path import GVP, KINDS, VP, Coefs, Kind, Linear, Path
-from secondlook.sde import FORMS, Diffusion, EulerMaruyama, LossTable, StochasticHeun
-from secondlook.solve import RK4, Euler, Heun, integrate
+from secondlook.solvers import likelihood
+from secondlook.solvers.adaptive import Dopri5
+from secondlook.solvers.likelihood import bits_per_dim, dequantise, log_prob
+from secondlook.solvers.ode import RK4, Euler, Heun, integrate
+from secondlook.solvers.sde import FORMS, Diffusion, EulerMaruyama, LossTable, StochasticHeun
 from secondlook.types import State
 from secondlook.worlds.mixture import Mixture, default_mixture
 

@@ -18,17 +18,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from secondlook import parts
-from secondlook.cli import main
-from secondlook.config import bind, parse_call
+from secondlook.calls import bind, parse_call
+from secondlook.cli.app import main
+from secondlook.disk import shards as parts
+from secondlook.disk.team import Team
 from secondlook.errors import ConfigError, DamagedError
 from secondlook.models.checkpoint import save
 from secondlook.models.official import from_state_dict, load_sit, read_weights
 from secondlook.models.sit import Labels, SiT
 from secondlook.noise import Key, normal
-from secondlook.parts import Team
-from secondlook.sampling_npz import Spent, produce
-from secondlook.sde import Diffusion, EulerMaruyama, LossTable
+from secondlook.sample.npz import Spent, produce
+from secondlook.solvers.sde import Diffusion, EulerMaruyama, LossTable
 from secondlook.train.classes import Recipe, trainer
 from secondlook.train.loop import TrainConfig, Trainer
 from secondlook.train.watch import Looks

@@ -14,14 +14,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from secondlook.ddpm import DDIM, Ancestral, Discrete, Indexed, linear_abar, respaced
 from secondlook.errors import ConfigError
-from secondlook.flow import AutoGuidance, ClassifierFree, Flow, Guide, Plain
+from secondlook.flow.discrete import Discrete, Indexed, linear_abar, respaced
+from secondlook.flow.estimate import Flow
+from secondlook.flow.guidance import AutoGuidance, ClassifierFree, Guide, Plain
+from secondlook.flow.path import Kind, mix
 from secondlook.models.official import from_state_dict
 from secondlook.models.sit import Labels, SiT, SiTConfig
 from secondlook.noise import Key
-from secondlook.path import Kind, mix
-from secondlook.solve import Solver, integrate
+from secondlook.solvers.ddpm import DDIM, Ancestral
+from secondlook.solvers.ode import Solver, integrate
 from secondlook.train.ddpm import Bound, level_nats, losses, trainer
 from secondlook.train.loop import TrainConfig
 from secondlook.types import State

@@ -13,17 +13,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from secondlook.ddpm import DDIM, Discrete
-from secondlook.dpm import DPMpp
 from secondlook.engine.derive import start
 from secondlook.engine.driver import replay
 from secondlook.engine.store import Store, sha256
 from secondlook.errors import ConfigError
-from secondlook.flow import Flow
+from secondlook.flow.discrete import Discrete
+from secondlook.flow.estimate import Flow
+from secondlook.flow.path import GVP, VP, Kind, Linear, Path
 from secondlook.noise import Key, NoiseSource
-from secondlook.path import GVP, VP, Kind, Linear, Path
 from secondlook.settings import make_named
-from secondlook.solve import Euler, Solver, integrate
+from secondlook.solvers.ddpm import DDIM
+from secondlook.solvers.dpm import DPMpp
+from secondlook.solvers.ode import Euler, Solver, integrate
 from secondlook.types import Condition, State
 from secondlook.worlds.mixture import Mixture
 from tests.helpers import drive, tiny_network, tiny_rig

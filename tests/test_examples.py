@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 import secondlook
-from secondlook import demo
-from secondlook.cli import main
+from secondlook.cli import demo
+from secondlook.cli.app import main
 from secondlook.worlds.scenes.grammar import parse
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"

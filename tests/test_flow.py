@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from secondlook.flow import AutoGuidance, ClassifierFree, Flow, Meter, Plain, loss_weight
-from secondlook.grid import grid
+from secondlook.flow.estimate import Flow, Meter, loss_weight
+from secondlook.flow.grid import grid
+from secondlook.flow.guidance import AutoGuidance, ClassifierFree, Plain
+from secondlook.flow.path import GVP, KINDS, VP, Kind, Linear, Path, mix
 from secondlook.noise import Key, normal
-from secondlook.path import GVP, KINDS, VP, Kind, Linear, Path, mix
-from secondlook.solve import Heun, integrate
+from secondlook.solvers.ode import Heun, integrate
 from secondlook.types import State
 from secondlook.worlds.mixture import Mixture, default_mixture
 

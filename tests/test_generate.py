@@ -15,18 +15,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from secondlook import cli, generate
+from secondlook import cli
 from secondlook.adapters.vae import load_vae, to_bytes
 from secondlook.errors import ConfigError
-from secondlook.flow import ClassifierFree, Flow
-from secondlook.generate import Asked, build, labels_of
+from secondlook.flow.estimate import Flow
+from secondlook.flow.guidance import ClassifierFree
+from secondlook.flow.path import Linear
 from secondlook.models import checkpoint
 from secondlook.models.official import from_state_dict
 from secondlook.models.sit import Labels, SiT, SiTConfig
 from secondlook.noise import Key, normal
-from secondlook.path import Linear
-from secondlook.sampling_npz import Spent
-from secondlook.solve import Heun, integrate
+from secondlook.sample import classes as generate
+from secondlook.sample.classes import Asked, build, labels_of
+from secondlook.sample.npz import Spent
+from secondlook.solvers.ode import Heun, integrate
 from secondlook.types import State
 from tests.test_folder import tiny_vae
 
@@ -307,9 +309,9 @@ def test_a_taken_out_is_refused(kit: dict[str, Path], tmp_path: Path, capsys: py
 
 
 def test_nothing_optional_is_imported() -> None:
-    code = ("import sys, secondlook, secondlook.cli as c\nsys.argv = ['secondlook', '--help']\n"
+    code = ("import sys, secondlook, secondlook.cli.app as c\nsys.argv = ['secondlook', '--help']\n"
             "try:\n    c.main()\nexcept SystemExit:\n    pass\n"
-            "import secondlook.generate, secondlook.encoding, secondlook.class_commands\n"
+            "import secondlook.sample.classes, secondlook.train.encoding, secondlook.class_commands\n"
             "assert not {'diffusers', 'transformers', 'accelerate'} & set(sys.modules)")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

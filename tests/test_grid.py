@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from secondlook.errors import ConfigError
-from secondlook.grid import after, grid, steps_between
+from secondlook.flow.grid import after, grid, steps_between
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 50, 1000])

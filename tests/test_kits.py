@@ -10,10 +10,10 @@ import torch
 
 import secondlook
 from secondlook.api import replay_outcome
-from secondlook.cli import main
+from secondlook.backends.shipped import exact, kit
+from secondlook.cli.app import main
 from secondlook.engine.store import Store
 from secondlook.errors import ConfigError
-from secondlook.kits import exact, kit
 from secondlook.report.html import write_report
 from secondlook.settings import Settings
 from secondlook.types import Condition

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from secondlook.errors import ConfigError, SecondlookError, ShapeError
-from secondlook.flow import AutoGuidance, ClassifierFree, Flow
-from secondlook.interval import Interval
-from secondlook.likelihood import bits_per_dim, copies, dequantise, ends, log_prob, standard_normal
+from secondlook.flow.estimate import Flow
+from secondlook.flow.guidance import AutoGuidance, ClassifierFree
+from secondlook.flow.interval import Interval
+from secondlook.flow.path import GVP, KINDS, VP, Kind, Linear, Path
 from secondlook.models.sit import SiT, SiTConfig
 from secondlook.noise import Key, normal
-from secondlook.path import GVP, KINDS, VP, Kind, Linear, Path
-from secondlook.solve import RK4, Heun
+from secondlook.solvers.likelihood import bits_per_dim, copies, dequantise, ends, log_prob, standard_normal
+from secondlook.solvers.ode import RK4, Heun
 from secondlook.worlds.mixture import Mixture, default_mixture
 
 PATHS: list[Path] = [Linear(), GVP(), VP()]

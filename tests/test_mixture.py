@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 from secondlook.errors import ConfigError, ShapeError
-from secondlook.flow import Flow, Network
+from secondlook.flow.estimate import Flow
+from secondlook.flow.guidance import Network
+from secondlook.flow.path import GVP, KINDS, VP, Kind, Linear, Path
 from secondlook.noise import Key, normal
-from secondlook.path import GVP, KINDS, VP, Kind, Linear, Path
 from secondlook.worlds.mixture import Mixture, Reward, default_mixture
 
 PATHS: list[Path] = [Linear(), GVP(), VP()]

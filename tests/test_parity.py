@@ -17,16 +17,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from secondlook.adaptive import Dopri5
-from secondlook.flow import ClassifierFree, Flow
-from secondlook.grid import spread
-from secondlook.interval import LAST_STEP, interval
+from secondlook.flow.estimate import Flow
+from secondlook.flow.grid import spread
+from secondlook.flow.guidance import ClassifierFree
+from secondlook.flow.interval import LAST_STEP, interval
+from secondlook.flow.path import PATHS, Kind
 from secondlook.models.official import from_state_dict
 from secondlook.models.sit import Labels, SiT
 from secondlook.noise import Key
-from secondlook.path import PATHS, Kind
-from secondlook.sde import Diffusion, EulerMaruyama, StochasticHeun
-from secondlook.solve import Euler, Heun, Solver, integrate
+from secondlook.solvers.adaptive import Dopri5
+from secondlook.solvers.ode import Euler, Heun, Solver, integrate
+from secondlook.solvers.sde import Diffusion, EulerMaruyama, StochasticHeun
 from secondlook.types import State
 
 FILE = File(os.environ.get("SECONDLOOK_PARITY", File(__file__).parents[2] / "shared/parity/sit_tiny.safetensors"))

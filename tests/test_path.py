@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from secondlook.errors import ConfigError
+from secondlook.flow.path import GVP, KINDS, PATHS, VP, Kind, Linear, Path, complete, mix, renoise
 from secondlook.noise import Key, normal
-from secondlook.path import GVP, KINDS, PATHS, VP, Kind, Linear, Path, complete, mix, renoise
 from secondlook.worlds.mixture import default_mixture
 
 ALL: list[Path] = [Linear(), GVP(), VP()]

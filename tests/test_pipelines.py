@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from secondlook import pipelines
-from secondlook.cli import main
+from secondlook.backends import pipelines
+from secondlook.cli.app import main
 from secondlook.engine.store import Store
 from secondlook.errors import ConfigError
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from secondlook.flow.autocast import Autocast
+from secondlook.flow.path import Kind
 from secondlook.models.sit import Labels, SiT, SiTConfig
-from secondlook.path import Kind
-from secondlook.precise import Precise
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Matrix:
 @pytest.mark.parametrize("bf16", [False, True])
 def test_predictions_come_back_as_float32(bf16: bool) -> None:
     x, weight = torch.randn(4, 3), torch.randn(3, 3)
-    network = Precise(Matrix(weight), bf16)
+    network = Autocast(Matrix(weight), bf16)
     got = network(x, torch.zeros(4), None)
     assert (network.predicts, network.shape, got.dtype) == ("noise", (3,), torch.float32)
     torch.testing.assert_close(got, x @ weight, rtol=0.05, atol=0.05)
@@ -42,7 +42,7 @@ def test_the_whole_head_is_there_where_the_network_has_one() -> None:
     torch.nn.init.normal_(sit.final_layer.linear.weight)
     x, t, labels = torch.randn(2, 2, 4, 4), torch.tensor([0.2, 0.7]), Labels(torch.tensor([0, 2]))
     with torch.no_grad():
-        network = Precise(sit, bf16=False)
+        network = Autocast(sit, bf16=False)
         assert torch.equal(network.full(x, t, labels), sit.full(x, t, labels))
         assert network.full(x, t, labels).shape == (2, 4, 4, 4)
         assert torch.equal(network(x, t, labels), sit(x, t, labels))

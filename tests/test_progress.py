@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from secondlook.api import Result
-from secondlook.progress import table
+from secondlook.cli.progress import table
 from secondlook.types import Cost
 
 NOTHING = np.zeros((1, 1, 3), np.uint8)

@@ -14,12 +14,16 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from secondlook import class_commands, cli, generate, sampling_npz
+from secondlook import cli
+from secondlook.cli import classes as class_commands
+from secondlook.disk.shards import Parts
+from secondlook.disk.team import Team
 from secondlook.errors import ConfigError, DamagedError
-from secondlook.generate import Asked, build
 from secondlook.metrics.features import Evaluation, Extracted, show
-from secondlook.parts import Parts, Team
-from secondlook.sampling_npz import Spent
+from secondlook.sample import classes as generate
+from secondlook.sample import npz as sampling_npz
+from secondlook.sample.classes import Asked, build
+from secondlook.sample.npz import Spent
 from tests.test_generate import CPU, run, saved
 
 

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from secondlook.errors import ConfigError
-from secondlook.flow import Flow
-from secondlook.grid import spread
-from secondlook.interval import LAST_STEP, interval
+from secondlook.flow.estimate import Flow
+from secondlook.flow.grid import spread
+from secondlook.flow.interval import LAST_STEP, interval
+from secondlook.flow.path import GVP, VP, Kind, Linear, Path, mix
 from secondlook.noise import Key, normal
-from secondlook.path import GVP, VP, Kind, Linear, Path, mix
-from secondlook.sde import FORMS, Diffusion, EulerMaruyama, LossTable, StochasticHeun, kl_diffusion
-from secondlook.solve import Solver, integrate
+from secondlook.solvers.ode import Solver, integrate
+from secondlook.solvers.sde import FORMS, Diffusion, EulerMaruyama, LossTable, StochasticHeun, kl_diffusion
 from secondlook.types import State
 from secondlook.worlds.mixture import Mixture, default_mixture
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from secondlook import api, kits
+from secondlook import api
+from secondlook.backends import shipped as kits
 from secondlook.engine.rig import Rig
 from secondlook.models import checkpoint
-from secondlook.sampling import run_all
+from secondlook.sample.plain import run_all
 from secondlook.settings import Settings
 from secondlook.worlds.scenes.checker import check
 from secondlook.worlds.scenes.prompts import prompt_set

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from secondlook.errors import ConfigError
-from secondlook.flow import Flow, Plain
-from secondlook.grid import grid
+from secondlook.flow.estimate import Flow
+from secondlook.flow.grid import grid
+from secondlook.flow.guidance import Plain
+from secondlook.flow.path import GVP, VP, Kind, Linear, Path, mix
 from secondlook.noise import Key, NoiseSource, normal
-from secondlook.path import GVP, VP, Kind, Linear, Path, mix
-from secondlook.sde import EulerMaruyama, StochasticHeun
-from secondlook.solve import RK4, Euler, Heun, Solver, integrate
+from secondlook.solvers.ode import RK4, Euler, Heun, Solver, integrate
+from secondlook.solvers.sde import EulerMaruyama, StochasticHeun
 from secondlook.types import State
 from secondlook.worlds.mixture import Mixture, default_mixture
 

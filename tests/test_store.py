@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from secondlook.disk.atomic import write_whole
 from secondlook.engine import store as module
 from secondlook.engine.record import Record, outcome_body
-from secondlook.engine.store import LOG, Store, sha256, write_atomic
+from secondlook.engine.store import LOG, Store, sha256
 from secondlook.errors import ConfigError, DamagedError
 from secondlook.noise import Key
 from secondlook.types import Condition, Cost, Outcome, Proposal, State
@@ -144,14 +145,14 @@ def test_a_picture_comes_back_pixel_for_pixel(store: Store) -> None:
 @pytest.mark.parametrize("step", ["fsync", "replace"])
 def test_a_file_is_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     path = tmp_path / "picture.png"
-    write_atomic(path, b"old")
+    write_whole(path, b"old")
 
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module.os, step, fail)
     with pytest.raises(OSError, match="No space"):
-        write_atomic(path, b"new")
+        write_whole(path, b"new")
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["picture.png"]  # no half-written file takes up room
 

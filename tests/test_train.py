@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from secondlook.cli import main
+from secondlook.cli.app import main
 from secondlook.errors import ConfigError, SecondlookError
 from secondlook.train import command
 from secondlook.train.loop import Tick, TrainConfig, Trainer, rate

@@ -15,13 +15,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from secondlook.cli import main
+from secondlook.cli.app import main
 from secondlook.errors import ConfigError, MissingExtra, SecondlookError
-from secondlook.flow import Flow
+from secondlook.flow.estimate import Flow
+from secondlook.flow.path import PATHS
 from secondlook.models.ema import EMA
 from secondlook.models.sit import Labels, SiT, SiTConfig
-from secondlook.path import PATHS
-from secondlook.sde import LossTable
+from secondlook.solvers.sde import LossTable
 from secondlook.train import presets
 from secondlook.train.classes import Objective, Recipe, Times, trainer
 from secondlook.train.loop import ByRows, Rows, TrainConfig, Trainer, rate

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from secondlook.cli import main
+from secondlook.cli.app import main
 from secondlook.errors import ConfigError
 from secondlook.models.checkpoint import load, load_sit, load_text
 from secondlook.models.sit import SiT

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from secondlook.adapters.chunks import Chunks, fits
-from secondlook.adapters.cut import note_cuts, room
-from secondlook.adapters.given import USUAL, Encoded, Options
+from secondlook.adapters.encoding import USUAL, Encoded, Options
 from secondlook.adapters.logs import CUT, hushed
 from secondlook.adapters.schedule import Schedule, read
+from secondlook.adapters.truncation import note_cuts, room
 from secondlook.adapters.weights import digest_of
 from secondlook.errors import ConfigError, SecondlookError
+from secondlook.flow.path import KINDS, Kind
 from secondlook.notes import note
-from secondlook.path import KINDS, Kind
 from secondlook.types import Condition
 
 

@@ -56,7 +56,7 @@ def load(model: Any, *, dtype: Any = None, device: Any = None, adapter: Any = No
                               "object, as diffusers has it.")  # fmt: skip
         return _hold(model, adapter, chosen)
     if vae is not None and Path(model).is_dir() and not (Path(model) / "model_index.json").exists():
-        from secondlook.generate import find
+        from secondlook.sample.classes import find
 
         model = find(str(model))  # a folder that training or import wrote
     if Path(model).suffix in WEIGHTS:

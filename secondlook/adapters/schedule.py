@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secondlook.ddpm import Discrete
 from secondlook.errors import ConfigError
-from secondlook.grid import EPS, grid
+from secondlook.flow.discrete import Discrete
+from secondlook.flow.grid import EPS, grid
+from secondlook.flow.path import Coefs, Linear, Path
 from secondlook.notes import note
-from secondlook.path import Coefs, Linear, Path
 
 LEAST = 2.0**-40  # of alphas_cumprod: schedules rescaled to end in pure noise have a 0 there
 SCALED = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "LMSDiscreteScheduler", "HeunDiscreteScheduler",

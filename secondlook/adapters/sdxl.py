@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from secondlook.adapters.base import Adapter, Encoded
-from secondlook.adapters.given import USUAL, Options
+from secondlook.adapters.encoding import USUAL, Options
 from secondlook.errors import ConfigError
 
 

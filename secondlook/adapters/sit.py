@@ -13,9 +13,9 @@ from torch import Tensor
 from secondlook.adapters.base import Adapter, Encoded, Options
 from secondlook.adapters.schedule import Schedule
 from secondlook.adapters.vae import VAE, load_vae
-from secondlook.ddpm import on_its_path
 from secondlook.errors import ConfigError, nearest
-from secondlook.grid import grid
+from secondlook.flow.discrete import with_path
+from secondlook.flow.grid import grid
 from secondlook.models.official import load_sit
 from secondlook.models.sit import Labels, SiT
 from secondlook.types import Condition
@@ -43,7 +43,7 @@ class SiTWeights(Adapter):
         if vae.channels != network.config.channels:
             raise ConfigError(f"The autoencoder's latents have {vae.channels} channels, the model's {network.config.channels}; "
                               "give its own.")  # fmt: skip
-        self.called, self.path = on_its_path(network)
+        self.called, self.path = with_path(network)
         parts = SimpleNamespace(transformer=network, vae=vae.module, scheduler=self, vae_scale_factor=vae.factor,
                                 name_or_path=str(path), _execution_device=vae.device)  # fmt: skip
         super().__init__(parts, options)

@@ -22,7 +22,7 @@ from secondlook import settings as conf
 from secondlook.api import build_rig, tasks_of
 from secondlook.bench.stats import interval, macro
 from secondlook.registry import DEFAULTS
-from secondlook.sampling import run_all
+from secondlook.sample.plain import run_all
 from secondlook.settings import Settings
 from secondlook.worlds.scenes.checker import check
 from secondlook.worlds.scenes.prompts import prompt_set

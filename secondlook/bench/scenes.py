@@ -18,10 +18,10 @@ import numpy as np
 
 from secondlook import api
 from secondlook.bench.stats import interval, macro
+from secondlook.cli.progress import Progress
 from secondlook.engine.record import Record
 from secondlook.engine.store import LOG, Store
 from secondlook.errors import ConfigError
-from secondlook.progress import Progress
 from secondlook.registry import DEFAULTS
 from secondlook.settings import Settings
 from secondlook.worlds.scenes.checker import check

@@ -22,16 +22,17 @@ import torch
 from torch import Tensor
 
 from secondlook import settings as conf
-from secondlook.ddpm import DDIM, Ancestral, on_its_path, respaced
-from secondlook.flow import Flow, Weight
-from secondlook.grid import spread
-from secondlook.interval import LAST_STEP, interval
+from secondlook.flow.discrete import respaced, with_path
+from secondlook.flow.estimate import Flow, Weight
+from secondlook.flow.grid import spread
+from secondlook.flow.interval import LAST_STEP, interval
+from secondlook.flow.path import Kind
 from secondlook.metrics import Moments, frechet
 from secondlook.models.sit import Labels, SiT, SiTConfig
 from secondlook.noise import Key, normal
-from secondlook.path import Kind
-from secondlook.sde import EulerMaruyama
-from secondlook.solve import Euler, Heun, Solver, integrate
+from secondlook.solvers.ddpm import DDIM, Ancestral
+from secondlook.solvers.ode import Euler, Heun, Solver, integrate
+from secondlook.solvers.sde import EulerMaruyama
 from secondlook.train import classes, ddpm
 from secondlook.train.loop import TrainConfig, Trainer
 from secondlook.types import Condition, State
@@ -162,7 +163,7 @@ class _Source:
 
 def draw(network: SiT, solver: Solver, times: tuple[float, ...], count: int) -> tuple[Tensor, Tensor]:
     """Pictures uint8 [count, 8, 8, 1] and their labels, balanced; the noise of a place is the same for every row."""
-    flow = Flow(*on_its_path(network))
+    flow = Flow(*with_path(network))
     labels = torch.arange(count) % 10
     pictures = []
     with torch.inference_mode():

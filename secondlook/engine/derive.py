@@ -11,8 +11,8 @@ from torch import Tensor
 
 from secondlook.engine.rig import Rig
 from secondlook.errors import ConfigError
+from secondlook.flow.path import renoise
 from secondlook.noise import Key, normal
-from secondlook.path import renoise
 from secondlook.types import State
 
 Move = dict[str, Any]

@@ -21,7 +21,7 @@ from secondlook.engine.record import Record, outcome_body
 from secondlook.engine.rig import Rig
 from secondlook.engine.store import Store, sha256
 from secondlook.errors import ReplayError, SecondlookError
-from secondlook.grid import EPS
+from secondlook.flow.grid import EPS
 from secondlook.plans.moves import best
 from secondlook.types import Cost, Outcome, Plan, Proposal, State, Task
 

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secondlook.flow import ClassifierFree, Flow, Guide, Network, Plain
-from secondlook.grid import EPS, after
+from secondlook.flow.autocast import Autocast
+from secondlook.flow.estimate import Flow
+from secondlook.flow.grid import EPS, after
+from secondlook.flow.guidance import ClassifierFree, Guide, Network, Plain
+from secondlook.flow.path import Path
 from secondlook.noise import Key, normal
-from secondlook.path import Path
-from secondlook.precise import Precise
-from secondlook.solve import Solver
+from secondlook.solvers.ode import Solver
 from secondlook.types import Condition, Cost, State, Verifier
 
 
@@ -117,4 +118,4 @@ def guidance(scale: float, null: Any) -> Guide:
 
 
 def build_flow(network: Network, path: Path, scale: float, null: Any, bf16: bool) -> Flow:
-    return Flow(Precise(network, bf16), path, guidance(scale, null))
+    return Flow(Autocast(network, bf16), path, guidance(scale, null))

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from secondlook.disk.atomic import write_whole
 from secondlook.errors import ConfigError, DamagedError, SecondlookError
 from secondlook.noise import Key
 from secondlook.types import State
@@ -59,20 +60,6 @@ class Event:
 def sha256(picture: np.ndarray) -> str:
     """Digest of a picture's pixels, uint8 [H, W, 3]."""
     return hashlib.sha256(str(picture.shape).encode() + np.ascontiguousarray(picture).tobytes()).hexdigest()
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """The whole content under its name, or nothing."""
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
 
 
 class Store:
@@ -179,7 +166,7 @@ class Store:
         buffer = io.BytesIO()
         large = picture.shape[0] * picture.shape[1] >= LARGE
         Image.fromarray(picture).save(buffer, "png", compress_level=1 if large else 6)
-        write_atomic(self.picture_path(name), buffer.getvalue())
+        write_whole(self.picture_path(name), buffer.getvalue())
 
     def picture(self, name: int | str) -> np.ndarray:
         """uint8 [H, W, 3]."""
@@ -207,7 +194,7 @@ class Store:
         arrays.update({_CARRY + name: v.numpy() for name, v in (state.carry or {}).items()})
         buffer = io.BytesIO()
         np.savez(buffer, key=np.frombuffer(state.keys[0].value.to_bytes(16, "big"), np.uint8), **arrays)  # type: ignore[arg-type]
-        write_atomic(self.folder / "states" / f"{outcome:06d}.npz", buffer.getvalue())
+        write_whole(self.folder / "states" / f"{outcome:06d}.npz", buffer.getvalue())
 
     def state(self, outcome: int) -> State | None:
         """The state saved for an outcome, or None."""

@@ -23,9 +23,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from secondlook.errors import ConfigError, DamagedError
+from secondlook.flow.path import Kind
 from secondlook.models import checkpoint
 from secondlook.models.sit import SIZES, SiT, SiTConfig
-from secondlook.path import Kind
 
 _LEFT_OUT = ("projectors.",)  # REPA's training-time heads, unused in sampling
 _WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before names

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from secondlook.errors import ConfigError, ShapeError, nearest
+from secondlook.flow.path import Kind
 from secondlook.models.layers import modulate
-from secondlook.path import Kind
 
 # name: (depth, width, heads), 2401.08740, table 9
 SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secondlook.flow.path import Kind
 from secondlook.models.layers import Attention, ConvFeedForward, FeedForward, modulate, position_table, time_features
-from secondlook.path import Kind
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from secondlook.config import positive
+from secondlook.calls import positive
 from secondlook.errors import ConfigError
 from secondlook.plans.moves import fresh, resume, rewind, top
 from secondlook.types import Plan, Task

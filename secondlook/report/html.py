@@ -6,7 +6,8 @@ import base64
 import hashlib
 from pathlib import Path
 
-from secondlook.engine.store import Store, write_atomic
+from secondlook.disk.atomic import write_whole
+from secondlook.engine.store import Store
 from secondlook.report.page import page_body, title
 from secondlook.report.pictures import Album
 from secondlook.report.script import SCRIPT
@@ -26,7 +27,7 @@ def write_report(folder: Path) -> Path:
     finally:
         store.close()
     path = folder / NAME
-    write_atomic(path, page.encode())
+    write_whole(path, page.encode())
     return path
 
 

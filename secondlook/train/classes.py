@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from secondlook.errors import ConfigError, nearest
-from secondlook.flow import WEIGHTS, Flow, Weight, loss_weight
-from secondlook.interval import Interval, interval
+from secondlook.flow.estimate import WEIGHTS, Flow, Weight, loss_weight
+from secondlook.flow.interval import Interval, interval
+from secondlook.flow.path import PATHS
 from secondlook.models.sit import Labels, SiT, SiTConfig
-from secondlook.path import PATHS
 from secondlook.train.loop import ByRows, Rows, TrainConfig, Trainer, keyed
 
 # Of data prediction: its velocity's error is its own over sigma^2, without bound near data. Flow.loss has the same.

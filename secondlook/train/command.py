@@ -237,13 +237,14 @@ def facts_of(job: Trainer) -> dict[str, Any]:
 
 def look(job: Trainer, each: int = 4) -> np.ndarray:
     """A sheet of samples from the averaged weights, a row a prompt of LOOK: uint8 [H, W, 3]."""
+    from secondlook.disk.sheets import contact_sheet
     from secondlook.engine.rig import Rig, build_flow
-    from secondlook.grid import grid
+    from secondlook.flow.grid import grid
+    from secondlook.flow.path import Linear
     from secondlook.noise import Key
-    from secondlook.path import Linear
     from secondlook.registry import DEFAULTS
-    from secondlook.sampling import contact_sheet, run_all
-    from secondlook.solve import Euler
+    from secondlook.sample.plain import run_all
+    from secondlook.solvers.ode import Euler
     from secondlook.types import Condition
     from secondlook.worlds.scenes.world import Scenes
 

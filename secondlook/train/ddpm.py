@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secondlook.ddpm import Bridge, Discrete, learned_log
 from secondlook.errors import ConfigError
-from secondlook.flow import loss_weight
+from secondlook.flow.discrete import Discrete
+from secondlook.flow.estimate import loss_weight
+from secondlook.flow.path import mix
 from secondlook.models.sit import Labels, SiT, SiTConfig
-from secondlook.path import mix
-from secondlook.solve import rows_of
+from secondlook.solvers.ddpm import Bridge, learned_log
+from secondlook.solvers.ode import rows_of
 from secondlook.train.classes import Data, named, taken
 from secondlook.train.loop import ByRows, Rows, TrainConfig, Trainer
 
@@ -30,7 +31,7 @@ _EDGE = 0.999  # beyond it data is at the first or last level, whose bin is open
 
 class Whole(SiT):
     """A SiT whose forward pass gives all channels of the head, so that what is wrapped around it (compilation, data parallelism)
-    carries the variance too. The same weights by the same names; ``secondlook.ddpm.Indexed`` makes it a network of times."""
+    carries the variance too. The same weights by the same names; ``secondlook.solvers.ddpm.Indexed`` makes it a network of times."""
 
     def forward(self, x: Tensor, t: Tensor, cond: Labels) -> Tensor:
         """x [N, C, H, W], t [N] the number of the discrete step: [N, C or 2 C, H, W]."""

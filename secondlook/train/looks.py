@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from secondlook.ddpm import on_its_path
-from secondlook.flow import Flow
-from secondlook.grid import spread
-from secondlook.interval import interval
+from secondlook.flow.discrete import with_path
+from secondlook.flow.estimate import Flow
+from secondlook.flow.grid import spread
+from secondlook.flow.interval import interval
 from secondlook.models.sit import Labels, SiT
 from secondlook.noise import Key, normal
-from secondlook.solve import Heun, integrate
+from secondlook.solvers.ode import Heun, integrate
 from secondlook.types import State
 
 Decode = Callable[[Tensor], Tensor]
@@ -34,7 +34,7 @@ def sampled(network: SiT, labels: Tensor, steps: int = 20, name: str = "look") -
     state = State(
         normal(keys, network.shape).to(device), torch.full((len(labels),), times[0], device=device), keys, zeros
     )
-    flow = Flow(*on_its_path(network))
+    flow = Flow(*with_path(network))
     return integrate(flow, Heun(), state, times, Labels(labels.to(device))).x.cpu()
 
 
@@ -43,7 +43,7 @@ def sheet(decode: Decode, rows: int = 10, columns: int = 6) -> Callable[[Any], I
     [N, H, W, 1 or 3]."""
 
     def make(network: SiT) -> Image.Image:
-        from secondlook.sampling import contact_sheet
+        from secondlook.disk.sheets import contact_sheet
 
         count = network.config.classes
         chosen = torch.linspace(0, count - 1, min(rows, count)).round().long()

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from secondlook.config import bind, parse_call
+from secondlook.calls import bind, parse_call
 from secondlook.errors import ConfigError, nearest
-from secondlook.flow import Weight
+from secondlook.flow.estimate import Weight
+from secondlook.flow.path import PATHS, Kind
 from secondlook.models.sit import SiTConfig
-from secondlook.path import PATHS, Kind
 from secondlook.train.classes import FLOOR, Objective, Recipe, Times
 from secondlook.train.looks import right, sheet
 from secondlook.train.loop import TrainConfig

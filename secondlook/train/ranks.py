@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secondlook.disk.team import usable
 from secondlook.errors import ConfigError, MissingExtra
-from secondlook.parts import usable
 
 
 @dataclass(frozen=True)

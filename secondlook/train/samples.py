@@ -11,14 +11,15 @@ import numpy as np
 import torch
 
 from secondlook.errors import DamagedError
-from secondlook.flow import ClassifierFree, Flow
-from secondlook.grid import grid
+from secondlook.flow.estimate import Flow
+from secondlook.flow.grid import grid
+from secondlook.flow.guidance import ClassifierFree
+from secondlook.flow.path import Linear
 from secondlook.models.checkpoint import load_text
 from secondlook.models.text import Encoded, TextSiT, TextSiTConfig
 from secondlook.noise import Key, normal
-from secondlook.path import Linear
 from secondlook.registry import DEFAULTS
-from secondlook.solve import Euler, integrate
+from secondlook.solvers.ode import Euler, integrate
 from secondlook.types import State
 from secondlook.worlds.pixels import to_bytes
 from secondlook.worlds.scenes.checker import check

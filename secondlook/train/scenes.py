@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secondlook.flow import Flow
+from secondlook.flow.estimate import Flow
+from secondlook.flow.path import Kind, Linear
 from secondlook.models.text import TextSiT, TextSiTConfig
-from secondlook.path import Kind, Linear
 from secondlook.train.loop import TrainConfig, Trainer
 from secondlook.worlds.scenes.grammar import WORDS
 from secondlook.worlds.scenes.prompts import sample_training

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from secondlook.errors import ConfigError, ShapeError
+from secondlook.flow.path import KINDS, Coefs, Kind, Path
 from secondlook.noise import Key, normal, uniform
-from secondlook.path import KINDS, Coefs, Kind, Path
 
 
 @dataclass(frozen=True)

@@ -24,22 +24,23 @@ from torch import Tensor
 
 import secondlook
 from secondlook.adapters.vae import VAE, load_vae, to_bytes
-from secondlook.adaptive import Dopri5
-from secondlook.config import bind, parse_call
-from secondlook.ddpm import Discrete, on_its_path, respaced
+from secondlook.calls import bind, parse_call
 from secondlook.errors import ConfigError, SecondlookError, nearest
-from secondlook.flow import AutoGuidance, ClassifierFree, Flow, Guide, Plain
-from secondlook.grid import spread
-from secondlook.interval import LAST_STEP, PRESETS, interval
+from secondlook.flow.autocast import Autocast
+from secondlook.flow.discrete import Discrete, respaced, with_path
+from secondlook.flow.estimate import Flow
+from secondlook.flow.grid import spread
+from secondlook.flow.guidance import AutoGuidance, ClassifierFree, Guide, Plain
+from secondlook.flow.interval import LAST_STEP, PRESETS, interval
 from secondlook.models.checkpoint import locate
 from secondlook.models.official import is_own, load_sit
 from secondlook.models.sit import Labels, SiT
 from secondlook.noise import Key, integers, normal, uniform
-from secondlook.precise import Precise
 from secondlook.registry import MODELS, resolve
-from secondlook.sampling_npz import Spent
+from secondlook.sample.npz import Spent
 from secondlook.settings import make_named
-from secondlook.solve import Solver, integrate
+from secondlook.solvers.adaptive import Dopri5
+from secondlook.solvers.ode import Solver, integrate
 from secondlook.types import State
 
 WORLDS = {"digits": "secondlook.worlds.digits:Digits", "glyphs": "secondlook.worlds.glyphs:Glyphs"}
@@ -163,8 +164,8 @@ class Sampler:
 
     def __post_init__(self) -> None:
         self.solver = make_named("solver", self.asked.solver)
-        shown, self.path = on_its_path(self.network)
-        self.strong = Precise(shown, self.asked.bf16)
+        shown, self.path = with_path(self.network)
+        self.strong = Autocast(shown, self.asked.bf16)
         self._refuse_misfits()
         self.times = self._times()
         self.labels = labels_of(self.asked, self.network.config.classes)
@@ -230,10 +231,10 @@ class Sampler:
         }  # fmt: skip
 
     def _flow(self) -> Flow:
-        weak = None if self.weak is None else Precise(on_its_path(self.weak)[0], self.asked.bf16)
+        weak = None if self.weak is None else Autocast(with_path(self.weak)[0], self.asked.bf16)
         return Flow(self.strong, self.path, self._guide(weak))
 
-    def _guide(self, weak: Precise | None) -> Guide:
+    def _guide(self, weak: Autocast | None) -> Guide:
         a, classes = self.asked, self.network.config.classes
         if weak is not None:
             return AutoGuidance(a.weak_scale, weak, a.when)

@@ -16,8 +16,10 @@ import torch
 
 import secondlook
 from secondlook.adapters.vae import VAE, load_vae
+from secondlook.disk.atomic import write_array, write_whole
+from secondlook.disk.shards import Parts
+from secondlook.disk.team import Team
 from secondlook.errors import ConfigError, SecondlookError
-from secondlook.parts import Parts, Team, write_array, write_whole
 from secondlook.worlds.folder import INDEX, Images, as_input
 
 PER_PART = 2048

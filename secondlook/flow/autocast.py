@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from secondlook.flow import Network
-from secondlook.path import Kind
+from secondlook.flow.guidance import Network
+from secondlook.flow.path import Kind
 
 
 @dataclass(frozen=True)
-class Precise:
+class Autocast:
     """A network called under autocast where ``bf16`` is set; predictions come back as float32."""
 
     network: Network

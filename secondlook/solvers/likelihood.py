@@ -21,14 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from secondlook.adaptive import Dopri5
 from secondlook.errors import ConfigError, SecondlookError, ShapeError
-from secondlook.flow import Flow, Network, Plain
-from secondlook.grid import spread
-from secondlook.interval import Interval, interval
+from secondlook.flow.estimate import Flow
+from secondlook.flow.grid import spread
+from secondlook.flow.guidance import Network, Plain
+from secondlook.flow.interval import Interval, interval
+from secondlook.flow.path import Kind, Path
 from secondlook.noise import Key, integers, normal, uniform
-from secondlook.path import Kind, Path
-from secondlook.solve import Solver, integrate
+from secondlook.solvers.adaptive import Dopri5
+from secondlook.solvers.ode import Solver, integrate
 from secondlook.types import Estimate, State
 
 Probe = Literal["rademacher", "gaussian", "exact"]

@@ -14,11 +14,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from secondlook import api, pipelines, registry
+from secondlook import api, registry
+from secondlook.backends import pipelines
+from secondlook.cli.progress import Progress, table
 from secondlook.engine.record import Record
 from secondlook.engine.store import Store
 from secondlook.errors import ConfigError, SecondlookError, nearest
-from secondlook.progress import Progress, table
 from secondlook.types import Outcome
 from secondlook.worlds.scenes.grammar import from_metadata, parse
 from secondlook.worlds.scenes.prompts import SETS, prompt_set
@@ -116,8 +117,9 @@ def report(args: Args, words: Sequence[str]) -> int:
 
 
 def sample(args: Args, words: Sequence[str]) -> int:
-    from secondlook import class_commands
-    from secondlook.sampling import contact_sheet, plain_samples
+    from secondlook.cli import classes as class_commands
+    from secondlook.disk.sheets import contact_sheet
+    from secondlook.sample.plain import plain_samples
     from secondlook.settings import Settings
 
     if args.prompt is None:
@@ -144,19 +146,19 @@ def sample(args: Args, words: Sequence[str]) -> int:
 
 
 def import_weights(args: Args, words: Sequence[str]) -> int:
-    from secondlook import class_commands
+    from secondlook.cli import classes as class_commands
 
     return class_commands.import_weights(args)
 
 
 def encode(args: Args, words: Sequence[str]) -> int:
-    from secondlook import class_commands
+    from secondlook.cli import classes as class_commands
 
     return class_commands.encode(args)
 
 
 def evaluate(args: Args, words: Sequence[str]) -> int:
-    from secondlook import class_commands
+    from secondlook.cli import classes as class_commands
 
     return class_commands.evaluate(args)
 

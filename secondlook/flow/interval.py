@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from secondlook.errors import ConfigError, nearest
-from secondlook.path import Kind
+from secondlook.flow.path import Kind
 
 Use = Literal["train", "ode", "sde"]
 PRESETS = ("paper", "official")

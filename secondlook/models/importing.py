@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from secondlook.errors import ConfigError, nearest
-from secondlook.generate import sha256
+from secondlook.flow.path import KINDS, PATHS, Kind
 from secondlook.models import checkpoint
 from secondlook.models.official import Layout, from_state_dict, is_own, layout, read
 from secondlook.models.sit import SiT
-from secondlook.path import KINDS, PATHS, Kind
+from secondlook.sample.classes import sha256
 
 DIALECTS: dict[str, tuple[Kind, str]] = {"sit": ("velocity", "linear"), "dit": ("noise", "discrete")}
 

@@ -304,7 +304,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())  # so that --plan mine:plan finds mine.py here, as with `python -m`
-        from secondlook import commands, notes
+        from secondlook import notes
+        from secondlook.cli import commands
 
         notes.to_stderr()
         code: int = getattr(commands, {"import": "import_weights"}.get(args.command, args.command))(args, words)

@@ -13,12 +13,13 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from secondlook.ddpm import CLEAN, draw_noise, exact_coefs, forward_only, landed
 from secondlook.errors import ConfigError, nearest
-from secondlook.flow import Flow
+from secondlook.flow.discrete import CLEAN, exact_coefs
+from secondlook.flow.estimate import Flow
+from secondlook.flow.path import Coefs, Path
 from secondlook.noise import NoiseSource, normal
-from secondlook.path import Coefs, Path
-from secondlook.solve import moved, rows_of
+from secondlook.solvers.ddpm import draw_noise, forward_only, landed
+from secondlook.solvers.ode import moved, rows_of
 from secondlook.types import State
 
 Correction = Literal["midpoint", "heun"]

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from secondlook import settings as conf
-from secondlook.config import bind, parse_call
+from secondlook.calls import bind, parse_call
 from secondlook.engine.rig import Rig, guidance
 from secondlook.errors import ConfigError, nearest
-from secondlook.flow import Flow
+from secondlook.flow.estimate import Flow
 from secondlook.notes import note
 from secondlook.registry import MODELS, resolve
 from secondlook.settings import PIPELINE, Settings

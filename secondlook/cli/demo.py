@@ -6,7 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from secondlook.cli import main
+from secondlook.cli.app import main
 
 OUT = Path("runs") / "demo"
 PROMPTS = (

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secondlook.ddpm import on_its_path
 from secondlook.errors import ConfigError, nearest
-from secondlook.flow import Network
+from secondlook.flow.discrete import with_path
+from secondlook.flow.guidance import Network
+from secondlook.flow.path import Linear
+from secondlook.flow.path import Path as Interpolant
 from secondlook.models.checkpoint import load_sit, load_text, shipped
-from secondlook.path import Linear
-from secondlook.path import Path as Interpolant
 from secondlook.types import Condition, Verifier
 from secondlook.verify import builtin, classify
 from secondlook.worlds.digits import Digits
@@ -134,7 +134,7 @@ def _asks(world: Digits | Glyphs) -> Callable[[str], Condition]:
 
 def _load_classes(path: Path) -> Loaded:
     network = load_sit(path)
-    called, interpolant = on_its_path(network)
+    called, interpolant = with_path(network)
     return Loaded(called, interpolant, lambda c: network.encode([None if c is None else c.label]))
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from secondlook.errors import ConfigError
-from secondlook.flow import Flow
+from secondlook.flow.estimate import Flow
 from secondlook.types import State
 
 End = Literal["estimate", "step"]

@@ -20,8 +20,10 @@ from typing import Any
 
 import numpy as np
 
+from secondlook.disk.atomic import write_array, write_whole
+from secondlook.disk.shards import Parts, refuse_other
+from secondlook.disk.team import Team
 from secondlook.errors import ConfigError, DamagedError
-from secondlook.parts import Parts, Team, refuse_other, write_array, write_whole
 
 PER_PART = 256
 ALONE = Team()

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from secondlook.errors import ConfigError, nearest
-from secondlook.flow import Flow
+from secondlook.flow.estimate import Flow
+from secondlook.flow.path import Path
 from secondlook.noise import NoiseSource, normal
-from secondlook.path import Path
-from secondlook.solve import moved, rows_of
+from secondlook.solvers.ode import moved, rows_of
 from secondlook.types import Estimate, State
 
 LastStep = Literal["tweedie", "mean", "euler", "step"]

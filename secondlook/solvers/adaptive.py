@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from secondlook.errors import ConfigError, SecondlookError
-from secondlook.flow import Flow
-from secondlook.solve import End, check_end, moved, rows_of
+from secondlook.flow.estimate import Flow
+from secondlook.solvers.ode import End, check_end, moved, rows_of
 from secondlook.types import State
 
 _C = (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from secondlook.disk.team import Team
 from secondlook.errors import ConfigError, nearest
-from secondlook.parts import Team
 from secondlook.registry import MODELS
 
 Args = argparse.Namespace
@@ -28,9 +28,9 @@ METRICS = {
 
 def sample(args: Args) -> int:
     """Class-conditional samples: a contact sheet (.png), or as many as an evaluation wants (.npz)."""
-    from secondlook import generate
-    from secondlook.sampling import contact_sheet
-    from secondlook.sampling_npz import PER_PART, produce
+    from secondlook.disk.sheets import contact_sheet
+    from secondlook.sample import classes as generate
+    from secondlook.sample.npz import PER_PART, produce
 
     out = Path(args.out)
     kind = out.suffix.lower()
@@ -73,7 +73,7 @@ def _within(name: str, value: int | None, most: int) -> None:
 
 def _asked(args: Args, labels: str) -> Any:
     """The options as generate.Asked; what was not given keeps its default."""
-    from secondlook.generate import Asked, find, world_in
+    from secondlook.sample.classes import Asked, find, world_in
 
     if args.labels is not None and args.cls is not None:
         raise ConfigError("--class and --labels say the same; give one of them.")
@@ -110,8 +110,8 @@ def _channels(text: str | None) -> int | None:
 
 
 def encode(args: Args) -> int:
-    from secondlook.encoding import PER_PART, Encoding
-    from secondlook.encoding import encode as run
+    from secondlook.train.encoding import PER_PART, Encoding
+    from secondlook.train.encoding import encode as run
 
     _within("size", args.size, 8192)
     _within("part", args.part, 10**6)
@@ -123,7 +123,7 @@ def encode(args: Args) -> int:
 
 
 def import_weights(args: Args) -> int:
-    from secondlook.importing import Import, run
+    from secondlook.models.importing import Import, run
 
     job = Import(args.layout, Path(args.file), Path(args.out), args.weights, args.narrow, args.heads, args.predicts,
                  args.path, args.reversed_time, args.null)  # fmt: skip
