@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import shlex
 import tempfile
 from collections.abc import Sequence
@@ -20,7 +21,8 @@ from secondlook.adapters.chunks import fits
 from secondlook.backends import pipelines
 from secondlook.backends.shipped import exact, kit
 from secondlook.calls import parse_call
-from secondlook.engine.driver import Driver, Progress, replay
+from secondlook.engine.derive import replay
+from secondlook.engine.driver import Driver, Progress
 from secondlook.engine.ledger import Budget
 from secondlook.engine.pricing import first_picture
 from secondlook.engine.record import Record
@@ -32,7 +34,7 @@ from secondlook.models.checkpoint import locate
 from secondlook.noise import Key
 from secondlook.notes import note
 from secondlook.settings import PIPELINE, Settings
-from secondlook.types import Condition, Cost, Task, Verifier
+from secondlook.types import Cost, Task, Verifier
 
 
 @dataclass(frozen=True)
@@ -116,15 +118,14 @@ def tasks_of(s: Settings, held: Any = None) -> list[Task]:
     return [Task(i, ask(p), root.child("task", i), times) for i, p in enumerate(s.prompts)]
 
 
-def budget_of(s: Settings, rig: Rig) -> Budget:
+def budget_of(s: Settings, rig: Rig, task: Task) -> Budget:
     """The run's budget; an endless plan with none may spend DEFAULT_SAMPLES plain samples."""
     sample = rig.price(rig.begin, 1.0, "score")
     budget = Budget(**s.budget)  # type: ignore[arg-type]
     budget.refuse_less_than(sample)
     if budget.endless and parse_call(s.plan).name != "random":
         budget = Budget(nfe=conf.DEFAULT_SAMPLES * sample.nfe)
-    plan = conf.make_plan(s.plan)(Task(0, Condition(), Key(0), rig.times))
-    budget.refuse_less_than(first_picture(plan, rig), f"The first picture of {s.plan}")
+    budget.refuse_less_than(first_picture(conf.make_plan(s.plan), task, rig), f"The first picture of {s.plan}")
     return budget
 
 
@@ -152,8 +153,7 @@ def draw(
     limits = {"nfe": nfe, "evals": evals, "verdicts": verdicts, "seconds": seconds}
     _refuse_unknown(options)
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    make = conf.make_plan(plan)
-    next(make(Task(0, Condition(), Key(0))), None)  # a plan checks its own options when it starts
+    conf.make_plan(plan)
     Budget(**limits)  # type: ignore[arg-type]
     if out is not None:
         refuse_full(Path(out))
@@ -168,7 +168,7 @@ def draw(
     command = command or _repeat(s, Path(out or "runs/again"))
     s = s.resolved()
     rig = build_rig(s, held=held, guide=guide)
-    s.budget = {k: getattr(budget_of(s, rig), k) for k in limits}
+    s.budget = dict(budget_of(s, rig, tasks[0]).limits)
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="secondlook-"))
     config = {
         **s.as_dict(),
@@ -251,7 +251,8 @@ def results(store: Store) -> list[Result]:
             winner = base
         else:
             pictures = store.checked(winner.id, record.digests[winner.id]), store.picture(name)
-        out.append(Result(prompt, pictures[0], winner.score, winner.parts, pictures[1], base.score, base.parts,
+        scores = [math.nan if o.score is None else o.score for o in (winner, base)]
+        out.append(Result(prompt, pictures[0], scores[0], record.said(winner.id), pictures[1], scores[1], record.said(base.id),
                           record.spent(i), winner.id))  # fmt: skip
     return out
 

@@ -26,8 +26,12 @@ class DamagedError(SecondlookError):
     """Weights or a run on disk that cannot be read."""
 
 
-class BudgetExceeded(SecondlookError):
-    """A proposal that the remaining budget cannot pay for."""
+class NotFinite(SecondlookError):
+    """Rows that hold numbers which are not finite; ``rows`` names them by their place in what was given."""
+
+    def __init__(self, message: str, rows: tuple[int, ...]):
+        super().__init__(message)
+        self.rows = rows
 
 
 class ReplayError(SecondlookError):

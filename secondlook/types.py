@@ -2,22 +2,24 @@
 
 Conventions, stated once: time ``t = 0`` is noise and ``t = 1`` is data, and grows while a sample is made;
 ``x = alpha(t) * data + sigma(t) * noise``. ``B`` counts rows, ``*S`` is a sample's shape in flow space, ``*I`` its
-decoded shape. Guidance scale 1 means none. A higher score is better; NaN means "could not judge", never 0.
+decoded shape. Guidance scale 1 means none. A higher score is better. A score of NaN means "could not judge", never 0;
+None means that nobody was asked.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from secondlook.noise import Key
-
-Ask = Literal["nothing", "score", "remark"]
+from secondlook.errors import ConfigError
+from secondlook.moves import Fresh, Move
+from secondlook.noise import Key, uniform
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class State:
     x: [B, *S], the noisy sample. t: [B], its time. data: [B, *S], the latest guess of the clean sample, or None
     before the first step. keys: one noise key a row. step: [B] int64, solver steps taken since the row began.
     carry: what a multistep solver remembers, each [B, ...], or None; NaN in the rows that remember nothing.
+    known: [B, *S], what the guided network said at this very (x, t), in the rows where it was asked already, NaN in the
+    others; None where it was asked in none.
     """
 
     x: Tensor
@@ -35,6 +39,7 @@ class State:
     step: Tensor
     data: Tensor | None = None
     carry: Mapping[str, Tensor] | None = None
+    known: Tensor | None = None
 
     def __len__(self) -> int:
         return self.x.shape[0]
@@ -42,19 +47,36 @@ class State:
     def rows(self, index: Sequence[int]) -> State:
         """The rows named by ``index``, in that order; a row may be named more than once."""
         at = torch.as_tensor(list(index), dtype=torch.long)
-        data = None if self.data is None else self.data[at]
-        carry = None if self.carry is None else {name: v[at] for name, v in self.carry.items()}
-        return State(self.x[at], self.t[at], tuple(self.keys[i] for i in index), self.step[at], data, carry)
+        there = at.to(self.x.device)
+
+        def pick(v: Tensor | None) -> Tensor | None:
+            return None if v is None else v[there if v.device == there.device else at]
+
+        carry = None if self.carry is None else {name: v[there] for name, v in self.carry.items()}
+        keys = tuple(self.keys[i] for i in index)
+        return State(self.x[there], self.t[there], keys, self.step[at], pick(self.data), carry, pick(self.known))
+
+    def to(self, device: torch.device) -> State:
+        """The same rows on a device; ``step``, which names keys, stays on the CPU."""
+        if self.x.device == device:
+            return self
+        carry = None if self.carry is None else {name: v.to(device) for name, v in self.carry.items()}
+        data, known = (None if v is None else v.to(device) for v in (self.data, self.known))
+        return State(self.x.to(device), self.t.to(device), self.keys, self.step, data, carry, known)
 
     @staticmethod
     def stack(states: Sequence[State]) -> State:
         """Rows of several states in one. A missing ``data`` counts as zeros when another state has it, what is missing
-        from a ``carry`` as NaN."""
+        from a ``carry`` or from ``known`` as NaN."""
         if not states:
-            raise ValueError("State.stack wants at least one state; got none.")
-        data = None
+            raise ValueError("State.stack expects at least one state; got none.")
+        if len(states) == 1:
+            return states[0]
+        data, known = None, None
         if any(s.data is not None for s in states):
             data = torch.cat([torch.zeros_like(s.x) if s.data is None else s.data for s in states])
+        if any(s.known is not None for s in states):
+            known = torch.cat([torch.full_like(s.x, math.nan) if s.known is None else s.known for s in states])
         return State(
             torch.cat([s.x for s in states]),
             torch.cat([s.t for s in states]),
@@ -62,6 +84,7 @@ class State:
             torch.cat([s.step for s in states]),
             data,
             _carried(states),
+            known,
         )
 
 
@@ -92,49 +115,143 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Remark:
-    """A critic's words on one sample. ``text`` empty: nothing to change."""
+    """A critic's words on one sample. ``text`` empty: nothing to change. score: how sure or how severe, NaN where unsaid."""
 
     text: str
     score: float = float("nan")
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Remark):
+            return NotImplemented
+        same = self.score == other.score or (math.isnan(self.score) and math.isnan(other.score))
+        return self.text == other.text and same
+
+    def __hash__(self) -> int:
+        return hash((self.text, None if math.isnan(self.score) else self.score))
+
+
+@dataclass(frozen=True)
+class Context:
+    """An earlier try that a condition points to: the outcome's number and what was said of it. The engine hands the
+    outcome's picture to the encoder, so that the condition stays literal and can be drawn again."""
+
+    outcome: int
+    remark: Remark
+
 
 @dataclass(frozen=True)
 class Condition:
-    """What is asked for: a prompt, a class label, or both; ``context`` holds remarks on earlier tries."""
+    """What is asked for: a prompt, a class label, or both; ``context`` points to earlier tries with remarks on them."""
 
     prompt: str | None = None
     label: int | None = None
-    context: tuple[Remark, ...] = ()
+    context: tuple[Context, ...] = ()
+
+
+ASKS = ("score", "remark", "compare")
+Look = Literal["paid", "free"]
 
 
 @dataclass(frozen=True)
 class Proposal:
     """One item of work: run the state that ``move`` describes to time ``stop``, then ask for ``ask``.
 
-    ``move`` is a derivation, not a tensor: a name and literals (see plans/moves.py), so a plan stays pure and the log
-    can rebuild any picture.
+    move: a derivation, not a tensor (moves.py), so a plan stays pure and the log can rebuild any picture. condition: what the
+    network is told; judging always uses the task's own condition. ask: "nothing", or some of "score", "remark" and
+    "compare" joined by "+" ("score+remark"). steps: another grid than the run's, of so many steps. look: how a
+    half-made picture is seen: "paid", by one more evaluation at its own time, which is the first evaluation of a row that
+    goes on from there; or "free", by the estimate that the last step made anyway. against: the outcome that "compare"
+    compares with. Raises ConfigError for what cannot be meant.
     """
 
-    move: dict[str, Any]
+    move: Move
     condition: Condition
     stop: float = 1.0
-    ask: Ask = "score"
+    ask: str = "score"
+    steps: int | None = None
+    look: Look = "paid"
+    against: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.move, Move):
+            raise ConfigError(f"A proposal's move must be a secondlook.moves.Move; got {self.move!r}.")
+        if not isinstance(self.condition, Condition):
+            raise ConfigError(f"A proposal's condition must be a Condition; got {self.condition!r}.")
+        if isinstance(self.stop, bool) or not isinstance(self.stop, (int, float)) or not 0 < self.stop <= 1:
+            raise ConfigError(f"A proposal's stop must be a time above 0 and at most 1; got {self.stop!r}.")
+        object.__setattr__(self, "ask", _asked(self.ask))
+        if self.steps is not None and (not isinstance(self.steps, int) or not 1 <= self.steps <= 10_000):
+            raise ConfigError(
+                f"A proposal's steps must be a whole number from 1 to 10000, or None; got {self.steps!r}."
+            )
+        if self.look not in ("paid", "free"):
+            raise ConfigError(f'A proposal\'s look must be "paid" or "free"; got {self.look!r}.')
+        if ("compare" in self.asks) != (self.against is not None):
+            raise ConfigError('A proposal that asks to "compare" must name the outcome to compare with in against, and '
+                              f"no other may; got ask={self.ask!r}, against={self.against!r}.")  # fmt: skip
+
+    @property
+    def asks(self) -> frozenset[str]:
+        """The single questions in ``ask``."""
+        return frozenset(self.ask.split("+")) - {"nothing"}
+
+    @property
+    def finished(self) -> bool:
+        """Whether this ends in a picture (time 1) rather than in a half-made state."""
+        return self.stop >= 1.0
+
+    @property
+    def shown(self) -> bool:
+        """Whether a picture is made of it."""
+        return self.finished or bool(self.asks)
+
+    @property
+    def parents(self) -> tuple[int, ...]:
+        """Every earlier outcome that this one needs: the move's, the context's, and the one compared with."""
+        against = () if self.against is None else (self.against,)
+        return (*self.move.parents, *(c.outcome for c in self.condition.context), *against)
+
+
+def _asked(ask: object) -> str:
+    """``ask`` in its one spelling; ConfigError for another word."""
+    words = str(ask).split("+") if isinstance(ask, str) else []
+    if words == ["nothing"]:
+        return "nothing"
+    if not words or len(set(words)) < len(words) or not set(words) <= set(ASKS):
+        raise ConfigError(
+            f'A proposal asks for "nothing", or for some of {", ".join(ASKS)} joined by "+"; got {ask!r}.'
+        )
+    return "+".join(w for w in ASKS if w in words)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A proposal that was carried out. ``id`` is unique in its run, ``score`` the guiding verifier's number."""
+    """A proposal that was carried out, as plans see it. ``id`` is unique in its run. score: the guiding verifier's
+    number (NaN: it could not judge; None: it was not asked), with its named ``components`` where it has any. remark: the
+    critic's (None: not asked, or it could not be read). preference: the comparer's share in [0, 1] for this picture over
+    ``proposal.against``. What held-out judges and the exact checker say is in the run's log alone."""
 
     id: int
     proposal: Proposal
-    score: float
-    parts: dict[str, float] = field(default_factory=dict)
+    score: float | None = None
+    components: Mapping[str, float] = field(default_factory=dict)
     remark: Remark | None = None
+    preference: float | None = None
 
     @property
     def finished(self) -> bool:
         """Whether this is a picture (time 1 was reached) rather than a trajectory stopped on its way."""
-        return self.proposal.stop >= 1.0
+        return self.proposal.finished
+
+
+@dataclass(frozen=True)
+class Means:
+    """What the engine tells a task of its means. remaining: what is left of its budget. price: what a proposal would cost.
+    stochastic: whether the solver draws noise, so that clones differ."""
+
+    remaining: Callable[[], Mapping[str, float]]
+    price: Callable[[Proposal], Cost]
+    stochastic: bool = False
 
 
 @dataclass
@@ -147,10 +264,42 @@ class Task:
     key: Key
     grid: tuple[float, ...] = (0.0, 1.0)
     draws: int = 0
+    means: Means | None = None
 
     def next_key(self) -> Key:
         self.draws += 1
         return self.key.child("draw", self.draws - 1)
+
+    def first_key(self) -> Key:
+        """The key of the unsearched picture."""
+        return self.key.child("draw", 0)
+
+    def uniform(self, count: int) -> list[float]:
+        """``count`` random numbers inside (0, 1), keyed: a replayed plan is given the same."""
+        return [float(u) for u in uniform(self.next_key().child("uniform"), count)]
+
+    def remaining(self) -> Mapping[str, float]:
+        """What is left of the budget by unit (a name of ``UNITS``), infinity where there is no limit. It stands still while the
+        plan thinks, and is the same when the run is replayed."""
+        return dict.fromkeys(UNITS, math.inf) if self.means is None else self.means.remaining()
+
+    def price(self, *proposals: Proposal) -> Cost:
+        """What these would cost, seconds excepted."""
+        if self.means is None:
+            raise ConfigError(
+                "This task is not part of a run, so nothing is known of prices; simulate it (secondlook.testing)."
+            )
+        return sum((self.means.price(p) for p in proposals), Cost())
+
+    def affords(self, *proposals: Proposal) -> bool:
+        """Whether what is left pays for all of these."""
+        left, price = self.remaining(), self.price(*proposals)
+        return all(getattr(price, unit) <= value for unit, value in left.items())
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether the solver draws noise on the way. Where it does not, clones of a row end in one picture."""
+        return self.means is not None and self.means.stochastic
 
 
 Plan = Generator[Sequence[Proposal], Sequence[Outcome], Any]
@@ -161,30 +310,116 @@ class Verifier(Protocol):
 
     name: str
 
-    def __call__(self, samples: Tensor, conditions: Sequence[Condition]) -> Tensor:
-        """samples: uint8 [B, *I]; one condition a row. Returns [B] float64, NaN where it could not judge."""
+    def __call__(self, samples: Tensor, conditions: Sequence[Condition]) -> Tensor | Mapping[str, Tensor]:
+        """samples: uint8 [B, *I]; one condition a row. Returns [B] float64, NaN where it could not judge, or a mapping of
+        named components with "score" among them, each [B]."""
+        ...
+
+
+class Critic(Protocol):
+    """Words. Row-wise: what is said of a sample depends on that sample and its condition alone."""
+
+    name: str
+
+    def __call__(self, samples: Tensor, conditions: Sequence[Condition]) -> Sequence[Remark | None]:
+        """samples: uint8 [B, *I]. Returns one remark a row, None where it could not say."""
+        ...
+
+
+class Comparer(Protocol):
+    """Pairs: which of two samples serves the condition better."""
+
+    name: str
+
+    def __call__(self, first: Tensor, second: Tensor, conditions: Sequence[Condition]) -> Tensor:
+        """first, second: uint8 [B, *I]. Returns [B] in [0, 1], the share for the first; NaN where it could not judge."""
         ...
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What work costs: ``nfe`` solver evaluations (the papers' unit), ``evals`` network passes (guidance doubles
-    them), ``verdicts`` rows scored by the guiding verifier, ``decodes`` rows decoded, ``seconds`` of wall clock."""
+class Candidate:
+    """A finished outcome as a selector sees it. picture: gives its pixels, uint8 [H, W, 3]."""
 
-    nfe: int = 0
-    evals: int = 0
-    verdicts: int = 0
-    decodes: int = 0
-    seconds: float = 0.0
+    id: int
+    task: int
+    score: float | None
+    components: Mapping[str, float]
+    picture: Callable[[], np.ndarray]
+
+
+class Selector(Protocol):
+    """Sets: which of the finished pictures are handed over, given all of them."""
+
+    name: str
+
+    def __call__(self, candidates: Sequence[Sequence[Candidate]]) -> Sequence[Sequence[int]]:
+        """candidates: those of each task, in the order they were proposed. Returns for each task the numbers of its chosen
+        outcomes, best first, at least one where there is a candidate."""
+        ...
+
+
+def _unit(label: str, about: str, *, budget: bool = True, zero: float = 0) -> Any:
+    return field(default=zero, metadata={"label": label, "about": about, "budget": budget})
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What work costs: the one table of units. Budgets, flags, ledgers, the log and the report's labels are read from its
+    fields; ``label`` is a unit's name in reports, ``about`` says what it counts, ``budget`` whether it can be limited."""
+
+    nfe: int = _unit("NFE", "solver evaluations")
+    evals: int = _unit("network evaluations", "network passes (guidance takes two for each evaluation)")
+    verdicts: int = _unit("verdicts", "pictures shown to the verifier")
+    remarks: int = _unit("remarks", "pictures shown to the critic")
+    comparisons: int = _unit("comparisons", "pairs of pictures shown to the comparer")
+    backward: int = _unit("backward passes", "backward passes through the network")
+    decodes: int = _unit("decodes", "pictures decoded", budget=False)
+    seconds: float = _unit("seconds", "seconds of work", zero=0.0)
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(
-            self.nfe + other.nfe,
-            self.evals + other.evals,
-            self.verdicts + other.verdicts,
-            self.decodes + other.decodes,
-            self.seconds + other.seconds,
-        )
+        return Cost(**{u: getattr(self, u) + getattr(other, u) for u in COST_UNITS})
+
+    def __neg__(self) -> Cost:
+        return Cost(**{u: -getattr(self, u) for u in COST_UNITS})
+
+    def __sub__(self, other: Cost) -> Cost:
+        return self + -other
 
     def with_seconds(self, seconds: float) -> Cost:
         return replace(self, seconds=seconds)
+
+    def as_dict(self) -> dict[str, float]:
+        """Units that are not zero."""
+        return {u: v for u in COST_UNITS if (v := getattr(self, u))}
+
+
+COST_UNITS: tuple[str, ...] = tuple(f.name for f in fields(Cost))
+UNITS: tuple[str, ...] = tuple(f.name for f in fields(Cost) if f.metadata["budget"])  # those that a budget can limit
+ABOUT_UNITS: dict[str, str] = {f.name: f.metadata["about"] for f in fields(Cost)}
+UNIT_LABELS: dict[str, str] = {f.name: f.metadata["label"] for f in fields(Cost)}
+
+__all__ = [
+    "ABOUT_UNITS",
+    "ASKS",
+    "COST_UNITS",
+    "UNITS",
+    "UNIT_LABELS",
+    "Candidate",
+    "Comparer",
+    "Condition",
+    "Context",
+    "Cost",
+    "Critic",
+    "Estimate",
+    "Fresh",
+    "Means",
+    "Move",
+    "Outcome",
+    "Plan",
+    "Proposal",
+    "Remark",
+    "Selector",
+    "State",
+    "Task",
+    "Verifier",
+]  # fmt: skip

@@ -123,6 +123,9 @@ def drive(
     *,
     prompts: Sequence[str] = PROMPTS[:1],
     given: Sequence[Task] | None = None,
+    total: Budget | None = None,
+    window: int | None = None,
+    patience: float = 60.0,
     **limits: float | None,
 ) -> Record:
     """Run a plan to its end on a store in ``folder`` (made, or gone on with) and read the log back."""
@@ -130,7 +133,8 @@ def drive(
     store = open_or_create(folder, prompts, str(plan))
     budget = Budget(**limits)  # type: ignore[arg-type]
     with store.writing():
-        Driver(list(given) if given is not None else tasks(prompts), make, rig, budget, store).run()  # type: ignore[arg-type]
+        some = list(given) if given is not None else tasks(prompts)
+        Driver(some, make, rig, budget, store, total=total, window=window, patience=patience).run()  # type: ignore[arg-type]
     return Record.read(store)
 
 
@@ -142,7 +146,13 @@ def spent(record: Record) -> dict[int, Cost]:
 def essence(record: Record) -> dict[int, tuple[object, ...]]:
     """All of a record that must not depend on when, how often or in whose company a run was made."""
     return {
-        i: (o.proposal, o.score, tuple(sorted(o.parts.items())), record.digests[i], record.costs[i].with_seconds(0.0))
+        i: (
+            o.proposal,
+            str(o.score),
+            tuple(sorted(record.said(i).items())),
+            record.digests[i],
+            record.costs[i].with_seconds(0.0),
+        )
         for i, o in sorted(record.outcomes.items())
     }
 

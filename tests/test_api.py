@@ -71,5 +71,5 @@ def test_half_made_states_are_gone_when_a_run_is_done(tmp_path: Path) -> None:
     secondlook.draw("a circle", "paths(n=2)", tmp_path / "run", steps=4, nfe=30)
     assert list((tmp_path / "run" / "states").iterdir()) == []
     record = api.Record.read(Store.open(tmp_path / "run"))
-    rewound = next(i for i, o in record.outcomes.items() if o.proposal.move["name"] == "rewind")
+    rewound = next(i for i, o in record.outcomes.items() if o.proposal.move.name == "rewind")
     assert api.replay_outcome(tmp_path / "run", rewound).same

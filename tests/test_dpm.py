@@ -13,19 +13,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from secondlook.engine.derive import start
-from secondlook.engine.driver import replay
+from secondlook.engine.derive import Derivation, replay
 from secondlook.engine.store import Store, sha256
 from secondlook.errors import ConfigError
 from secondlook.flow.discrete import Discrete
 from secondlook.flow.estimate import Flow
 from secondlook.flow.path import GVP, VP, Kind, Linear, Path
+from secondlook.moves import Clone, Fresh, Near, Resume, Rewind
 from secondlook.noise import Key, NoiseSource
 from secondlook.settings import make_named
 from secondlook.solvers.ddpm import DDIM
 from secondlook.solvers.dpm import DPMpp
 from secondlook.solvers.ode import Euler, Solver, integrate
-from secondlook.types import Condition, State
+from secondlook.types import Condition, Proposal, State
 from secondlook.worlds.mixture import Mixture
 from tests.helpers import drive, tiny_network, tiny_rig
 from tests.test_solve import WORLD, exact_state, flow_on, rms_error
@@ -368,13 +368,14 @@ def test_the_last_step_follows_a_path_that_keeps_noise(final: float | None, kind
 def test_what_moves_keep_of_a_memory() -> None:
     rig = tiny_rig(tiny_network(), solver="dpmpp")
     key = Key.root(3)
-    near, rewound = {"name": "near", "parent": 0, "radius": 0.5}, {"name": "rewind", "parent": 0, "to": 0.1}
-    moves: list[dict[str, Any]] = [{"name": "fresh"}, near, rewound, {"name": "resume", "parent": 0}]
-    moves = [{**move, "key": key.hex()} for move in moves]
-    [state] = rig.step([rig.start(key)], [0.3], [Condition("a red circle")])
-    found = [start(rig, m, lambda i: moves[i], lambda i: state).carry for m in moves]
-    assert found[:3] == [None] * 3
-    assert found[3] is state.carry is not None
+    moves = [Fresh(key), Near(0, key, 0.5), Rewind(0, 0.1, key), Resume(0), Clone(0, key.child("other"))]
+    proposals = [Proposal(move, Condition("a red circle")) for move in moves]
+    [state], _ = rig.advance([rig.start(key)], [0.3], [Condition("a red circle")])
+    source = Derivation(rig, lambda i: proposals[i], lambda i: state)
+    found = [move.state(source) for move in moves]
+    assert [s.carry for s in found[:3]] == [None] * 3
+    assert found[3].carry is found[4].carry is state.carry is not None
+    assert found[4].keys == (key.child("other"),)
 
 
 def test_a_search_over_half_made_pictures_is_drawn_again_from_its_log(tmp_path: File) -> None:

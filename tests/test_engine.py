@@ -8,18 +8,22 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from secondlook.engine.driver import replay
+from secondlook.engine.derive import replay
 from secondlook.engine.ledger import Budget, Ledger
 from secondlook.engine.record import Record
 from secondlook.engine.store import Store, sha256
 from secondlook.errors import ConfigError, ReplayError, SecondlookError
+from secondlook.flow.grid import grid
 from secondlook.models.text import TextSiT
+from secondlook.moves import Fresh, Near
+from secondlook.noise import Key
 from secondlook.plans.moves import best, fresh, resume, rewind
-from secondlook.types import Condition, Cost, Plan, Task
+from secondlook.types import Condition, Context, Cost, Plan, Remark, Task
 from tests.helpers import PROMPTS, STEPS, Brightness, Failing, drive, essence, spent, tasks, tiny_rig
 
 SEARCHES = (
@@ -43,7 +47,7 @@ def test_a_promise_is_counted_until_it_becomes_a_cost() -> None:
     assert (ledger.spent.nfe, ledger.held.nfe) == (1, 4)
     ledger.charge(price, price)
     assert ledger.held == Cost()
-    assert ledger.spent == Cost(5, 16, 2, 2)
+    assert ledger.spent == Cost(nfe=5, evals=16, verdicts=2, decodes=2)
 
 
 @pytest.mark.parametrize("limit", [{"nfe": 0}, {"evals": -1}, {"verdicts": math.nan}, {"seconds": 0.0}])
@@ -64,9 +68,7 @@ def test_what_is_charged_is_what_was_priced(
     assert stops
     for number, outcome in record.outcomes.items():
         move = outcome.proposal.move
-        begin = {"rewind": lambda m: m["to"], "resume": lambda m: stops[m["parent"]]}.get(move["name"], lambda m: 0.0)(
-            move
-        )
+        begin = move.begins(0.0, stops[move.parents[0]] if move.parents else 1.0)
         price = rig.price(begin, outcome.proposal.stop, outcome.proposal.ask)
         assert record.costs[number].with_seconds(0.0) == price
         assert price.evals == price.nfe * (1 if guidance == 1.0 else 2)
@@ -93,7 +95,7 @@ def test_a_budget_is_never_overspent_and_never_left_lying(
 
 def test_a_round_the_budget_cuts_short_is_done_as_far_as_it_goes(network: TextSiT, tmp_path: Path) -> None:
     record = drive(tmp_path / "run", tiny_rig(network), "zero_order(neighbours=4)", nfe=STEPS * 7 + 1)
-    assert [o.proposal.move["name"] for o in record.of(0)][:5] == ["fresh"] + ["near"] * 4
+    assert [o.proposal.move.name for o in record.of(0)][:5] == ["fresh"] + ["near"] * 4
     assert len(record.of(0)) == 7
 
 
@@ -152,11 +154,12 @@ def test_many_prompts_at_once_equal_each_alone(
             nfe=30,
         )
         apart[task.index] = [
-            (record.digests[o.id], str(o.score), o.parts, record.costs[o.id].with_seconds(0)) for o in record.of(0)
+            (record.digests[o.id], str(o.score), record.said(o.id), record.costs[o.id].with_seconds(0))
+            for o in record.of(0)
         ]
     for i in range(4):
         mine = [
-            (together.digests[o.id], str(o.score), o.parts, together.costs[o.id].with_seconds(0))
+            (together.digests[o.id], str(o.score), together.said(o.id), together.costs[o.id].with_seconds(0))
             for o in together.of(i)
         ]
         assert mine == apart[i], PROMPTS[i]
@@ -173,15 +176,17 @@ def test_a_row_does_not_depend_on_its_place_or_its_mates(network: TextSiT, bf16:
     conditions = [Condition(PROMPTS[i % len(PROMPTS)]) for i in range(rows)]
     for i in range(1, rows):  # mates at other times, some near the end
         for _ in range(i % STEPS):
-            [states[i]] = rig.step([states[i]], [1.0], [conditions[i]])
-    [alone] = rig.step(states[:1], [1.0], [here])
+            [states[i]], _ = rig.advance([states[i]], [1.0], [conditions[i]])
+    [alone], _ = rig.advance(states[:1], [1.0], [here])
     for place in range(rows):
         order = [*range(1, place + 1), 0, *range(place + 1, rows)]
-        moved = rig.step([states[i] for i in order], [1.0] * rows, [here if i == 0 else conditions[i] for i in order])
+        moved, _ = rig.advance(
+            [states[i] for i in order], [1.0] * rows, [here if i == 0 else conditions[i] for i in order]
+        )
         assert torch.equal(moved[place].x, alone.x), place
         looked = rig.look([states[i] for i in order], [here if i == 0 else conditions[i] for i in order])
         assert torch.equal(looked[place], rig.look(states[:1], [here])[0])
-    other = rig.step(states[:1], [1.0], [Condition(PROMPTS[1])])[0]
+    [other], _ = rig.advance(states[:1], [1.0], [Condition(PROMPTS[1])])
     assert not torch.equal(other.x, alone.x)  # the prompt does reach the row
 
 
@@ -231,7 +236,7 @@ def test_a_picture_nobody_asked_a_score_of_gets_none(network: TextSiT, tmp_path:
     record = drive(
         tmp_path / "run", tiny_rig(network, verifier=verifier), lambda task: iter_plan(fresh(task, 2, ask="nothing"))
     )
-    assert all(math.isnan(o.score) for o in record.of(0))
+    assert all(o.score is None for o in record.of(0))  # not asked, which is not the same as "could not judge"
     assert record.spent(0).verdicts == 0
     assert verifier.calls == 0  # no verdict, not even a free one, that a plan could profit from
 
@@ -264,23 +269,71 @@ def test_a_plan_that_breaks_leaves_a_run_with_its_traceback(network: TextSiT, tm
     assert len(record.outcomes) == 2
 
 
+def stop_after(folder: Path, network: TextSiT, plan: object, calls: int, **how: object) -> None:
+    """A run in ``folder`` that is interrupted in the verifier's call after so many."""
+
+    def interrupt(n: int) -> bool:
+        if n > calls:
+            raise KeyboardInterrupt
+        return False
+
+    with pytest.raises(KeyboardInterrupt):
+        drive(folder, tiny_rig(network, verifier=Failing(interrupt)), plan, **how)  # type: ignore[arg-type]
+
+
 def test_a_plan_that_changed_since_the_run_is_told_apart(network: TextSiT, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    drive(folder, tiny_rig(network), "random(n=2)")
-    with pytest.raises(ReplayError, match="Outcome 1 was recorded as"):
+    stop_after(folder, network, "random(n=6)", 1)
+    with pytest.raises(ReplayError, match="The plan now proposes other work than it did after 0 outcomes of prompt 0"):
         drive(folder, tiny_rig(network), "zero_order(neighbours=1)", nfe=8)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"stop": 0.5}, {"ask": "nothing"}, {"steps": 2}, {"condition": Condition("a white square")},
+     {"condition": Condition(PROMPTS[0], context=(Context(0, Remark("more red")),))}, {"move": Fresh(Key.root(9))}],
+    ids=lambda change: next(iter(change)),
+)  # fmt: skip
+def test_any_change_of_a_recorded_proposal_is_told_apart(
+    network: TextSiT, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    def plan(task: Task, **how: Any) -> Plan:
+        yield fresh(task, 1)
+        [proposal] = fresh(task, 1)
+        yield [replace(proposal, **how)]
+        yield fresh(task, 1)
+
+    folder, rig = tmp_path / "run", tiny_rig(network)
+    rig.grids = lambda steps: grid(steps, 3.0)
+    stop_after(folder, network, plan, 2)
+    with pytest.raises(ReplayError, match="Outcome 1 was recorded as"):
+        drive(folder, rig, lambda task: plan(task, **change))
+    record = drive(folder, rig, plan)
+    assert record.done
+    assert len(record.outcomes) == 3
 
 
 # ---- verifiers that fail ---------------------------------------------------------------------------------------------
 
 
-def test_a_verifier_that_fails_once_gives_nan_and_an_event(network: TextSiT, tmp_path: Path) -> None:
-    record = drive(tmp_path / "run", tiny_rig(network, verifier=Failing(lambda n: n == 1), rows=2), "random(n=4)")
+def test_a_verifier_that_fails_on_a_batch_is_asked_of_each_picture_alone(network: TextSiT, tmp_path: Path) -> None:
+    once = drive(tmp_path / "once", tiny_rig(network, verifier=Failing(lambda n: n == 1), rows=2), "random(n=4)")
+    well = drive(tmp_path / "well", tiny_rig(network, rows=2), "random(n=4)")
+    assert essence(once) == essence(well)
+    assert once.failures == []
+
+
+def test_a_picture_that_a_verifier_fails_on_is_nan_with_an_event_and_the_others_are_scored(
+    network: TextSiT, tmp_path: Path
+) -> None:
+    verifier = Failing(lambda n: n in (1, 2))  # the first pair, then the first picture alone
+    record = drive(tmp_path / "run", tiny_rig(network, verifier=verifier, rows=2), "random(n=4)")
     scores = [o.score for o in record.of(0)]
-    assert [math.isnan(s) for s in scores] == [True, True, False, False]
-    assert len(record.failures) == 1
-    assert "the verifier's lamp went out" in record.failures[0]["traceback"]
-    assert record.winner(0) == best(record.of(0)[2:])
+    assert [math.isnan(s) for s in scores if s is not None] == [True, False, False, False]
+    [failure] = record.failures
+    assert failure["outcome"] == 0
+    assert "the verifier's lamp went out" in failure["traceback"]
+    assert record.winner(0) == best(record.of(0)[1:])
     assert record.spent(0).verdicts == 4  # a failed verdict was still asked for
 
 
@@ -311,7 +364,9 @@ def test_a_verifier_of_the_wrong_length_is_a_failure(network: TextSiT, tmp_path:
         def __call__(self, samples: torch.Tensor, conditions: object) -> torch.Tensor:
             return torch.zeros(len(samples) + 1)
 
-    with pytest.raises(SecondlookError, match="wanted 4 scores, got 5"):
+    with pytest.raises(
+        SecondlookError, match=r"failed three times in a row \(expected 1 number, one a picture; got 2\)"
+    ):
         drive(tmp_path / "run", tiny_rig(network, verifier=Short()), "random(n=12)")
 
 
@@ -319,9 +374,10 @@ def test_a_judge_that_fails_only_falls_silent(network: TextSiT, tmp_path: Path) 
     rig = tiny_rig(network, rows=1)
     rig.judges["lamp"] = Failing(lambda n: n < 5)
     record = drive(tmp_path / "run", rig, "random(n=5)")
-    assert [math.isnan(o.parts["lamp"]) for o in record.of(0)] == [True] * 4 + [False]
+    assert [math.isnan(record.said(o.id)["lamp"]) for o in record.of(0)] == [True] * 4 + [False]
+    assert [f["judge"] for f in record.failures] == ["lamp"] * 4
     assert record.done
-    assert not any(math.isnan(o.score) for o in record.of(0))
+    assert not any(math.isnan(o.score) for o in record.of(0) if o.score is not None)
 
 
 # ---- replay ----------------------------------------------------------------------------------------------------------
@@ -344,7 +400,7 @@ def test_a_climb_may_be_deeper_than_the_interpreters_stack(network: TextSiT) -> 
     rig, key = tiny_rig(network), tasks()[0].key
     proposals = [fresh(tasks()[0], 1)[0]]
     for i in range(1500):
-        move = {"name": "near", "parent": i, "radius": 0.1, "key": key.child(i % 3).hex()}
+        move = Near(i, key.child(i % 3), 0.1)
         proposals.append(replace(proposals[0], move=move))
     assert replay(rig, 1500, lambda i: proposals[i]).shape == (64, 64, 3)
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import secondlook.plans
 from secondlook.engine.derive import rotate
 from secondlook.errors import ConfigError
+from secondlook.moves import Fresh, Resume, Rewind
 from secondlook.noise import Key, normal
 from secondlook.plans.moves import best, fresh, near, top
 from secondlook.plans.paths import paths
@@ -37,17 +38,20 @@ class Hand:
         """The next round, carried out."""
         proposals = next(self.plan) if self.sent is None else self.plan.send(self.sent)
         begin = len(self.outcomes)
-        self.sent = [Outcome(begin + i, p, self.judge(begin + i, p)) for i, p in enumerate(proposals)]
+        self.sent = [
+            Outcome(begin + i, p, self.judge(begin + i, p) if "score" in p.asks else None)
+            for i, p in enumerate(proposals)
+        ]
         self.outcomes += self.sent
         return self.sent
 
 
 def scored(*scores: float) -> list[Outcome]:
-    return [Outcome(i, Proposal({"name": "fresh"}, Condition("x")), s) for i, s in enumerate(scores)]
+    return [Outcome(i, Proposal(Fresh(Key.root(0)), Condition("x")), s) for i, s in enumerate(scores)]
 
 
 def keys(outcomes: Sequence[Outcome]) -> list[str]:
-    return [o.proposal.move["key"] for o in outcomes if "key" in o.proposal.move]
+    return [o.proposal.move.key.hex() for o in outcomes if hasattr(o.proposal.move, "key")]
 
 
 # ---- moves -----------------------------------------------------------------------------------------------------------
@@ -73,8 +77,8 @@ def test_top_takes_the_earliest_of_equals_and_nan_last(scores: tuple[float, ...]
 
 def test_near_wants_a_pivot_that_began_from_noise() -> None:
     [task] = tasks()
-    stopped = Outcome(0, Proposal({"name": "rewind", "parent": 0, "to": 0.1, "key": "0"}, task.condition), 0.0)
-    with pytest.raises(ValueError, match='got a "rewind"'):
+    stopped = Outcome(0, Proposal(Rewind(0, 0.1, Key(0)), task.condition), 0.0)
+    with pytest.raises(ConfigError, match='got a "rewind"'):
         near(task, stopped, 1, 0.3)
 
 
@@ -114,12 +118,12 @@ def test_random_is_one_round_of_distinct_noises_and_ends() -> None:
 def test_zero_order_climbs_from_winner_to_winner() -> None:
     hand = Hand(zero_order(tasks()[0], neighbours=3, radius=0.3), lambda i, p: float(i))  # the latest always wins
     [pivot] = hand.round()
-    assert pivot.proposal.move["name"] == "fresh"
+    assert pivot.proposal.move.name == "fresh"
     for _ in range(5):
         ring = hand.round()
         assert len(ring) == 3
-        assert {o.proposal.move["parent"] for o in ring} == {pivot.id}
-        assert {o.proposal.move["radius"] for o in ring} == {0.3}
+        assert {o.proposal.move.parent for o in ring} == {pivot.id}
+        assert {o.proposal.move.radius for o in ring} == {0.3}
         pivot = ring[-1]
     assert len(set(keys(hand.outcomes))) == len(hand.outcomes)  # nothing is ever proposed twice, a pivot least of all
 
@@ -129,12 +133,12 @@ def test_zero_order_parks_a_pivot_no_neighbour_beats_and_starts_anew(patience: i
     hand = Hand(zero_order(tasks()[0], neighbours=2, patience=patience), lambda i, p: 1.0 if i == 0 else 0.5)
     hand.round()
     for _ in range(patience):
-        assert {o.proposal.move["parent"] for o in hand.round()} == {0}
+        assert {o.proposal.move.parent for o in hand.round()} == {0}
     [again] = hand.round()
-    assert again.proposal.move["name"] == "fresh"
+    assert again.proposal.move.name == "fresh"
     assert again.proposal.move != hand.outcomes[0].proposal.move
     # The second climb is about its own pivot although the parked one scored higher; the run still knows the parked one.
-    assert {o.proposal.move["parent"] for o in hand.round()} == {again.id}
+    assert {o.proposal.move.parent for o in hand.round()} == {again.id}
     assert best(hand.outcomes).id == 0
 
 
@@ -142,7 +146,7 @@ def test_zero_order_counts_failures_in_a_row_only() -> None:
     scores = iter([1.0, 0, 0, 2.0, 0, 0, 0, 0, 0, 0])  # a win in the second ring makes the third a first failure
     hand = Hand(zero_order(tasks()[0], neighbours=2, patience=2), lambda i, p: next(scores))
     kinds = [hand.round()[0].proposal.move for _ in range(6)]
-    assert [m.get("parent", "fresh") for m in kinds] == ["fresh", 0, 0, 3, 3, "fresh"]
+    assert [getattr(m, "parent", "fresh") for m in kinds] == ["fresh", 0, 0, 3, 3, "fresh"]
 
 
 def test_zero_order_with_scores_that_are_no_numbers() -> None:
@@ -150,14 +154,14 @@ def test_zero_order_with_scores_that_are_no_numbers() -> None:
     hand = Hand(zero_order(tasks()[0], neighbours=2), lambda i, p: next(scores))
     hand.round()
     hand.round()
-    assert {o.proposal.move["parent"] for o in hand.round()} == {2}  # any number beats a NaN pivot
-    assert hand.round()[0].proposal.move["name"] == "fresh"  # and no NaN beats a number
+    assert {o.proposal.move.parent for o in hand.round()} == {2}  # any number beats a NaN pivot
+    assert hand.round()[0].proposal.move.name == "fresh"  # and no NaN beats a number
 
 
 def test_equal_neighbours_do_not_win() -> None:
     hand = Hand(zero_order(tasks()[0], neighbours=2), lambda i, p: 0.5)
     hand.round(), hand.round()
-    assert hand.round()[0].proposal.move["name"] == "fresh"
+    assert hand.round()[0].proposal.move.name == "fresh"
 
 
 @pytest.mark.parametrize(
@@ -174,20 +178,18 @@ def test_zero_order_refuses(options: dict[str, float]) -> None:
 def test_paths_follow_the_published_scheme() -> None:
     hand = Hand(paths(tasks()[0], n=2, width=3, start=0.25, back=0.15, ahead=0.25, rounds=2), lambda i, p: -float(i))
     roots = hand.round()
-    assert [(o.proposal.move["name"], o.proposal.stop, o.proposal.ask) for o in roots] == [
-        ("fresh", 0.25, "nothing")
-    ] * 2
+    assert [(o.proposal.move.name, o.proposal.stop, o.proposal.ask) for o in roots] == [("fresh", 0.25, "nothing")] * 2
     live, time = roots, 0.25
     for _ in range(2):
         children = hand.round()
-        assert [o.proposal.move["parent"] for o in children] == [live[0].id] * 3 + [live[1].id] * 3
-        assert {o.proposal.move["to"] for o in children} == {time - 0.15}
+        assert [o.proposal.move.parent for o in children] == [live[0].id] * 3 + [live[1].id] * 3
+        assert {o.proposal.move.to for o in children} == {time - 0.15}
         assert {(o.proposal.stop, o.proposal.ask) for o in children} == {(time + 0.25, "score")}
         live, time = children[:2], time + 0.25  # the earliest score highest here
     last = hand.round()
-    assert [o.proposal.move for o in last] == [{"name": "resume", "parent": o.id} for o in live]
+    assert [o.proposal.move for o in last] == [Resume(o.id) for o in live]
     assert all(o.finished and o.proposal.ask == "score" for o in last)
-    assert [o.proposal.move["name"] for o in hand.round()] == ["fresh", "fresh"]  # and begins again
+    assert [o.proposal.move.name for o in hand.round()] == ["fresh", "fresh"]  # and begins again
     assert len(set(keys(hand.outcomes))) == len(keys(hand.outcomes))
 
 
@@ -195,14 +197,14 @@ def test_paths_keep_the_best_and_drop_what_could_not_be_judged() -> None:
     scores = {2: math.nan, 3: 0.2, 4: 0.9, 5: 0.4}
     hand = Hand(paths(tasks()[0], n=2, width=2, rounds=1), lambda i, p: scores.get(i, math.nan))
     hand.round(), hand.round()
-    assert [o.proposal.move["parent"] for o in hand.round()] == [4, 5]
+    assert [o.proposal.move.parent for o in hand.round()] == [4, 5]
 
 
 @pytest.mark.parametrize(("start", "ahead", "rounds"), [(0.1, 0.9, 1), (0.1, 0.3, 3), (0.7, 0.1, 3), (0.3, 5.0, 4)])
 def test_paths_that_reach_data_have_no_last_leg(start: float, ahead: float, rounds: int) -> None:
     hand = Hand(paths(tasks()[0], n=2, width=2, start=start, back=0.05, ahead=ahead, rounds=rounds))
     names = [hand.round()[0] for _ in range(5 + rounds)]
-    assert "resume" not in {o.proposal.move["name"] for o in names}
+    assert "resume" not in {o.proposal.move.name for o in names}
     stops = {o.proposal.stop for o in hand.outcomes}
     assert max(stops) == 1.0  # 0.1 + 3 * 0.3 too
     assert not any(1 - 1e-5 < s < 1 for s in stops)

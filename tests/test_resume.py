@@ -73,7 +73,7 @@ def _events(folder: Path) -> list[Event]:
     if not (folder / LOG).exists():
         return []
     store = Store.open(folder)
-    events = store.events()
+    events = list(store.events())
     store.close()
     return events
 

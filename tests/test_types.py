@@ -7,8 +7,9 @@ from dataclasses import FrozenInstanceError, replace
 import pytest
 import torch
 
+from secondlook.moves import Fresh
 from secondlook.noise import Key
-from secondlook.types import Condition, Cost, Outcome, Proposal, State, Task
+from secondlook.types import COST_UNITS, Condition, Cost, Outcome, Proposal, State, Task
 
 
 def make(rows: int, data: bool = True, seed: int = 0) -> State:
@@ -119,8 +120,10 @@ def test_state_is_frozen() -> None:
 
 
 def test_costs_add_up() -> None:
-    assert Cost(1, 2, 3, 4, 5.0) + Cost(10, 20, 30, 40, 50.0) == Cost(11, 22, 33, 44, 55.0)
-    assert Cost(1, 2, 3, 4, 5.0).with_seconds(0.5) == Cost(1, 2, 3, 4, 0.5)
+    one, ten = (Cost(**{u: k * (i + 1) for i, u in enumerate(COST_UNITS)}) for k in (1, 10))
+    assert one + ten == Cost(**{u: 11 * (i + 1) for i, u in enumerate(COST_UNITS)})
+    assert one + ten - ten == one
+    assert one.with_seconds(0.5) == Cost(**{**one.as_dict(), "seconds": 0.5})
 
 
 def test_a_task_hands_out_the_same_keys_again_but_never_one_twice() -> None:
@@ -131,6 +134,6 @@ def test_a_task_hands_out_the_same_keys_again_but_never_one_twice() -> None:
 
 
 def test_an_outcome_is_finished_at_time_one() -> None:
-    done, half = (Outcome(0, Proposal({}, Condition(), stop), 0.0) for stop in (1.0, 0.5))
+    done, half = (Outcome(0, Proposal(Fresh(Key(0)), Condition(), stop), 0.0) for stop in (1.0, 0.5))
     assert done.finished
     assert not half.finished

@@ -148,4 +148,4 @@ class Probability:
     def __call__(self, samples: Tensor, conditions: Sequence[Condition]) -> Tensor:
         logs = self.inner(samples[..., : self.channels].contiguous(), conditions)
         # One at a time: a vector's last numbers round differently from the others.
-        return torch.tensor([math.exp(v) for v in logs.tolist()], dtype=torch.float64)
+        return torch.tensor([math.exp(v) for v in logs.tolist()], dtype=torch.float64)  # type: ignore[union-attr]

@@ -124,8 +124,8 @@ def _row(name: str, samples: int, method: Method, store: Store) -> Row:
             picture = store.picture(f"baseline-{i:04d}")
         else:
             picture = store.checked(winner.id, record.digests[winner.id])
-        columns["verifier"].append(winner.score)
-        columns["judge"].append(winner.parts["judge"])
+        columns["verifier"].append(math.nan if winner.score is None else winner.score)
+        columns["judge"].append(record.said(winner.id)["judge"])
         columns["checker"].append(float(check(picture[None], [parse(prompts[i])])[0]))
         columns["evals"].append(sum(c.evals for c in costs))
         columns["seconds"].append(sum(c.seconds for c in costs))

@@ -183,6 +183,7 @@ def evaluate(pictures: Tensor, labels: Tensor) -> dict[str, float]:
     made = Moments.of(features(pictures)[0])
     judge = classify.judge("digits")
     verdicts = judge(pictures, [Condition(label=int(i)) for i in labels])
+    assert isinstance(verdicts, torch.Tensor)
     return {"fid": float(frechet(real, made)), "right": float((verdicts > -0.6931).double().mean())}
 
 

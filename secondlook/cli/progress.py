@@ -34,15 +34,10 @@ class Progress:
         self.show(driver)
 
     def show(self, driver: Driver) -> None:
-        ended = sum(t.ended for t in driver.threads)
-        drawn = sum(len(t.outcomes) for t in driver.threads)
-        scores = [max((o.score for o in t.outcomes.values() if o.finished and not math.isnan(o.score)), default=math.nan)
-                  for t in driver.threads]  # fmt: skip
-        known = [s for s in scores if not math.isnan(s)]
+        known = list(driver.best.values())
         mean = f", mean best score {np.mean(known):.3f}" if len(known) == self.prompts else ""
-        waiting = len(driver.queue) + len(driver.active)
-        self.text = (f"{time.monotonic() - self.begin:5.0f} s  prompts {ended}/{self.prompts}, drawn {drawn}, "
-                     f"under way {waiting}{mean}")  # fmt: skip
+        self.text = (f"{time.monotonic() - self.begin:5.0f} s  prompts {driver.ended}/{self.prompts}, drawn {driver.drawn}, "
+                     f"under way {driver.under_way}{mean}")  # fmt: skip
         print(("\r\x1b[K" if self.live else "") + self.text, end="" if self.live else "\n", file=sys.stderr, flush=True)
 
     def close(self) -> None:

@@ -12,11 +12,12 @@ import numpy as np
 
 
 @contextmanager
-def whole(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
+def whole(path: Path, sync: bool = True, named: bool = True) -> Iterator[BinaryIO]:
     """A file to write into that takes its name ``path`` when the block ends well, and leaves nothing otherwise.
 
-    sync: the content and the name are on the disk, power cut or not, before the block's end; without, only a file that
-    is whole can bear the name as long as the machine stays up.
+    sync: the content is on the disk, power cut or not, before the name is taken, and the name too unless ``named`` is false
+    (whoever writes many files into a folder syncs it once, ``sync_folder``). Without, only a file that is whole can bear the
+    name as long as the machine stays up.
     """
     part = path.with_name(f"{path.name}.{os.getpid()}.part")  # another process may be writing the same name
     try:
@@ -29,7 +30,7 @@ def whole(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    if sync:
+    if sync and named:
         sync_folder(path.parent)
 
 
@@ -47,9 +48,9 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_whole(path: Path, content: bytes, sync: bool = True) -> None:
-    """Write a file whole or not at all."""
-    with whole(path, sync) as file:
+def write_whole(path: Path, content: bytes, sync: bool = True, named: bool = True) -> None:
+    """Write a file whole or not at all; see ``whole``."""
+    with whole(path, sync, named) as file:
         file.write(content)
 
 

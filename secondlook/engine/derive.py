@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from secondlook.engine.rig import Rig
-from secondlook.errors import ConfigError
+from secondlook.flow.grid import EPS
 from secondlook.flow.path import renoise
+from secondlook.moves import Source
 from secondlook.noise import Key, normal
-from secondlook.types import State
-
-Move = dict[str, Any]
+from secondlook.types import Cost, Proposal, State
 
 
 def rotate(noise: Tensor, direction: Tensor, radius: float) -> Tensor:
@@ -29,36 +28,67 @@ def rotate(noise: Tensor, direction: Tensor, radius: float) -> Tensor:
     return (norm * ((1 - radius**2) ** 0.5 * u + radius * w)).float().view_as(noise)
 
 
-def start_time(rig: Rig, move: Move, stop_of: Callable[[int], float]) -> float:
-    """The time at which a move's row begins."""
-    if move["name"] == "rewind":
-        return float(move["to"])
-    return max(rig.begin, stop_of(move["parent"])) if move["name"] == "resume" else rig.begin
+class Derivation(Source):
+    """Moves' states on a rig. proposal_of, state_of: look an earlier outcome up by its number."""
+
+    def __init__(self, rig: Rig, proposal_of: Callable[[int], Proposal], state_of: Callable[[int], State]):
+        self.rig, self.begin = rig, rig.begin
+        self._proposal_of, self._state_of = proposal_of, state_of
+
+    def start(self, key: Key) -> State:
+        return self.rig.start(key)
+
+    def turned(self, x: Tensor, key: Key, radius: float) -> Tensor:
+        return rotate(x[0], normal([key], self.rig.shape)[0], radius)[None]
+
+    def renoised(self, state: State, key: Key, to: float) -> State:
+        noise = normal([key.child("rewind")], self.rig.shape)
+        times = torch.full_like(state.t, to)
+        x = renoise(self.rig.flow.path, state.x, state.t, times, noise)
+        return State(x, times, (key,), torch.zeros_like(state.step))  # no carry: the steps behind it are undone
+
+    def proposal(self, number: int) -> Proposal:
+        return self._proposal_of(number)
+
+    def state(self, number: int) -> State:
+        return self._state_of(number)
 
 
-def start(rig: Rig, move: Move, move_of: Callable[[int], Move], state_of: Callable[[int], State]) -> State:
-    """The one-row state a move names. ``move_of`` and ``state_of`` look an earlier outcome up."""
-    name = move["name"]
-    if name == "fresh":
-        return rig.start(Key.parse(move["key"]))
-    if name == "near":
-        turns = []
-        while move["name"] == "near":  # a loop: a climb may be thousands of moves deep
-            turns.append(move)
-            move = move_of(move["parent"])
-        state = start(rig, move, move_of, state_of)
-        x = state.x[0]
-        for turn in reversed(turns):
-            x = rotate(x, normal([Key.parse(turn["key"])], rig.shape)[0], turn["radius"])
-        # The pivot's key stays: a neighbour of an SDE's row differs from it in the start, not in the steps' noise.
-        return replace(state, x=x[None])
-    parent = state_of(move["parent"])
-    if name == "resume":
-        return parent
-    if name == "rewind":
-        key = Key.parse(move["key"])
-        noise = normal([key.child("rewind")], rig.shape)
-        to = torch.full_like(parent.t, move["to"])
-        x = renoise(rig.flow.path, parent.x, parent.t, to, noise)
-        return State(x, to, (key,), torch.zeros_like(parent.step))  # no carry: the steps behind it are undone
-    raise ConfigError(f'There is no move "{name}"; known: fresh, near, rewind, resume.')
+def begins(rig: Rig, proposal: Proposal, proposal_of: Callable[[int], Proposal]) -> float:
+    """The time at which a proposal's row begins."""
+    parents = proposal.move.parents
+    return proposal.move.begins(rig.begin, proposal_of(parents[0]).stop if parents else 1.0)
+
+
+def rebuild(
+    rig: Rig, number: int, proposal_of: Callable[[int], Proposal], spent: Callable[[Cost], None] | None = None
+) -> State:
+    """The state that an outcome ended in, from its derivation alone, through its ancestors where need be; ``spent`` is told
+    what each step cost. Nothing is charged: this is a proof or a repair, not a search."""
+    proposal = proposal_of(number)
+    source = Derivation(rig, proposal_of, lambda i: rebuild(rig, i, proposal_of, spent))
+    state = proposal.move.state(source)
+    pictures = [replay(rig, c.outcome, proposal_of) for c in proposal.condition.context]
+    times = rig.times_for(proposal.steps)
+    while float(state.t) < proposal.stop - EPS:
+        [state], cost = rig.advance(
+            [replace(state, known=None)], [proposal.stop], [proposal.condition], [times], [pictures]
+        )
+        if spent is not None:
+            spent(cost)
+    return state
+
+
+def replay(rig: Rig, number: int, proposal_of: Callable[[int], Proposal]) -> np.ndarray:
+    """An outcome's picture, uint8 [H, W, 3], from its derivation alone."""
+    proposal = proposal_of(number)
+    state = rebuild(rig, number, proposal_of)
+    if proposal.finished:
+        x = state.x
+    elif proposal.look == "free":
+        assert state.data is not None
+        x = state.data
+    else:
+        pictures = [replay(rig, c.outcome, proposal_of) for c in proposal.condition.context]
+        x = rig.look([state], [proposal.condition], [pictures])[0]
+    return np.asarray(rig.decode(x)[0])

@@ -1,366 +1,354 @@
-"""The driver: runs the plans of many prompts at once and packs their rows, at whatever time each is, into one step.
+"""The driver: runs the plans of a window of prompts at once and packs their rows, at whatever time each is, into one step.
 
-A resumed run replays its recorded outcomes into fresh plans, so nothing is drawn or paid twice.
+A resumed run replays its recorded outcomes into fresh plans, so nothing is drawn or paid twice. Decoding, judging and the
+disk work beside the network (desk.py, journal.py); what they do decides neither a row's bits nor what the log says of it.
 """
 
 from __future__ import annotations
 
-import math
+import queue
 import time
-import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
-import torch
 
-from secondlook.engine.derive import start, start_time
-from secondlook.engine.ledger import Budget, Ledger
-from secondlook.engine.record import Record, outcome_body
-from secondlook.engine.rig import Rig
+from secondlook.engine.derive import Derivation, rebuild
+from secondlook.engine.desk import PATIENCE, Desk
+from secondlook.engine.job import Job
+from secondlook.engine.journal import Journal
+from secondlook.engine.ledger import Budget, Ledger, share
+from secondlook.engine.record import Record, baseline_file, outcome_body
+from secondlook.engine.rescore import judge_missing
+from secondlook.engine.rig import Rig, Work
+from secondlook.engine.slots import Slots, detached
+from secondlook.engine.states import States
 from secondlook.engine.store import Store, sha256
-from secondlook.errors import ReplayError, SecondlookError
+from secondlook.engine.task_run import PlanMaker, TaskRun
 from secondlook.flow.grid import EPS
-from secondlook.plans.moves import best
-from secondlook.types import Cost, Outcome, Plan, Proposal, State, Task
+from secondlook.types import Cost, Outcome, State, Task
 
-PlanMaker = Callable[[Task], Plan]
 Progress = Callable[["Driver"], None]
-BASELINE = -1
-
-
-@dataclass
-class Job:
-    """A proposal under way. ``n`` numbers a task's proposals; the baseline, which no plan asked for, is BASELINE."""
-
-    owner: Thread
-    n: int
-    proposal: Proposal
-    price: Cost
-    state: State | None = None
-    cost: Cost = field(default_factory=Cost)
-
-
-@dataclass
-class Thread:
-    """One task's plan and where it stands."""
-
-    task: Task
-    plan: Plan
-    ledger: Ledger
-    count: int = 0
-    round: list[int] = field(default_factory=list)
-    outcomes: dict[int, Outcome] = field(default_factory=dict)
-    broke: bool = False
-    ended: bool = False
-    rate: float = 0.0
 
 
 class Driver:
-    """Carries out the plans of ``tasks`` on ``rig``, each within ``budget``, into ``store``."""
+    """Carries out the plans of ``tasks`` on ``rig``, each within ``budget`` and all within ``total``, into ``store``.
 
-    def __init__(self, tasks: Sequence[Task], plan: PlanMaker, rig: Rig, budget: Budget, store: Store):
-        self.rig, self.budget, self.store = rig, budget, store
-        self.record = Record.read(store)
-        self.threads = [Thread(task, plan(task), Ledger(budget)) for task in tasks]
+    window: how many tasks are under way at once, at most (None: enough to fill the rig's rows twice); memory and files held do
+    not grow with the number of tasks beyond it. patience: seconds for one answer of a judge.
+    """
+
+    def __init__(
+        self, tasks: Sequence[Task], plan: PlanMaker, rig: Rig, budget: Budget, store: Store, *, total: Budget | None = None,
+        window: int | None = None, patience: float = PATIENCE,
+    ):  # fmt: skip
+        self.tasks, self.plan, self.rig, self.budget, self.store = tasks, plan, rig, budget, store
+        self.window = window or max(8, 2 * rig.rows)
+        self.total = Ledger(total or Budget())
+        self.journal = Journal(store)
+        self.desk = Desk(rig, self.journal, patience)
+        self.states = States(store)
+        self.slots = Slots(rig)
         self.queue: deque[Job] = deque()
-        self.active: list[Job] = []
-        self.failures = 0
-        self._states: dict[int, State] = {}
+        self.runs: dict[int, TaskRun] = {}
+        self.ended = 0
+        self.drawn = 0
+        self.best: dict[int, float] = {}
+        self.pace: float | None = None  # seconds for an evaluation of one row, as last seen
+        self._waiting: Iterator[Task] = iter(())
+        self._unbegun = len(tasks)
+        self._under_way: dict[int, int] = {}
 
-    # ---- plans ---------------------------------------------------------------------------------------------------
+    # ---- the run -----------------------------------------------------------------------------------------------------
 
     def run(self, progress: Progress | None = None) -> None:
         """To the end of every plan or budget. May be interrupted at any point and run again from the store."""
-        for thread in self.threads:
-            self._advance(thread, None)
-        while self.queue or self.active:
-            self._fill()
-            if self.active:
-                self._tick()
-            if progress:
-                progress(self)
-        if not self.record.done:
-            self.store.append([("done", None, None, {})])
+        if self.store.has("done"):
+            return
+        resumed = self.store.has("outcome") or self.store.has("baseline")
+        self._waiting = iter(self.tasks)
+        try:
+            self._open()
+            while self.runs:
+                self._fill()
+                if self.slots.jobs and not self.desk.crowded:
+                    self._tick()
+                self._collect(wait=not self.slots.jobs or self.desk.crowded)
+                if progress:
+                    progress(self)
+            self.desk.finish()
+            if resumed:
+                self.journal.flush()
+                judge_missing(self.store, self.journal, self.rig, self.tasks)
+            self.journal.write([("done", None, None, {})])
+        finally:
+            self.desk.close()
+            self.slots.drop()
+            self.journal.close()
 
-    def _advance(self, thread: Thread, outcomes: list[Outcome] | None) -> None:
-        """Hand a plan its outcomes until it proposes work that is not recorded yet, or ends."""
-        while not thread.ended:
-            try:
-                proposals = next(thread.plan) if outcomes is None else thread.plan.send(outcomes)
-            except StopIteration:
-                return self._end(thread)
-            except SecondlookError:
-                raise
-            except Exception as error:
-                self.store.append([("failure", thread.task.index, None, {"plan": traceback.format_exc()})])
-                raise SecondlookError(
-                    f"The plan failed ({type(error).__name__}: {error}). The run is kept, with the traceback in its log; "
-                    "mend the plan and resume."
-                ) from None
-            if not proposals:
-                raise SecondlookError("The plan proposed nothing; a plan ends by returning.")
-            if self._admit(thread, list(proposals)):
-                return None
-            if thread.broke or not thread.round:
-                return self._end(thread)
-            outcomes = [thread.outcomes[n] for n in thread.round]
-        return None
+    @property
+    def under_way(self) -> int:
+        """Proposals that wait, are drawn, or are judged."""
+        return len(self.queue) + len(self.slots) + self.desk.pending
 
-    def _admit(self, thread: Thread, proposals: list[Proposal]) -> int:
-        """Enqueue what the budget pays for, in order; recorded outcomes are taken from the log. Returns the number
-        of proposals that must be worked on."""
-        thread.round, waiting = [], 0
-        for proposal in proposals:
-            n, number = thread.count, self._id(thread, thread.count)
-            begin = start_time(self.rig, proposal.move, lambda i: self._outcome(i).proposal.stop)
-            price = self.rig.price(begin, proposal.stop, proposal.ask)
-            recorded = self.record.outcomes.get(number)
-            closed = thread.task.index in self.record.ended or self._late(thread, price)
-            if not thread.ledger.affords(price) or (recorded is None and closed):
-                thread.broke = True
-                break
-            thread.count += 1
-            thread.round.append(n)
-            thread.ledger.hold(price)
-            if recorded is None:
-                self.queue.append(Job(thread, n, proposal, price))
-                waiting += 1
+    def _open(self) -> None:
+        """Begin tasks until the window is full."""
+        begun = False
+        while len(self.runs) < self.window and (task := next(self._waiting, None)) is not None:
+            record = Record.read(self.store, task.index)
+            self._unbegun -= 1
+            if _settled(task, record):
+                self.ended += 1
+                for number in record.tasks.get(task.index, []):
+                    self.total.charge(Cost(), record.costs[number])
                 continue
-            if recorded.proposal.move != proposal.move or recorded.proposal.stop != proposal.stop:
-                raise ReplayError(
-                    f"Outcome {number} was recorded as {recorded.proposal.move} to {recorded.proposal.stop}; the plan now "
-                    f"proposes {proposal.move} to {proposal.stop}. Resume with the release that made the run."
-                )
-            self._pay(thread, price, self.record.costs[number])
-            thread.outcomes[n] = recorded
-        return waiting
+            self._begin(task, record)
+            begun = True
+        if begun and self.rig.settle is not None:
+            self.rig.settle()
 
-    def _pay(self, thread: Thread, price: Cost, cost: Cost) -> None:
-        thread.rate = cost.seconds / max(1, cost.nfe)
-        thread.ledger.charge(price, cost)
+    def _begin(self, task: Task, record: Record) -> None:
+        budget = self.budget
+        if not self.total.budget.endless:
+            limits = record.began.get(task.index, {}).get("limits")
+            if limits is None:
+                ledgers = {i: r.ledger for i, r in self.runs.items()}
+                limits = share(self.total, ledgers, self._unbegun + 1).limits
+                self.journal.write([("began", task.index, None, {"limits": limits})])
+            own = {k: min(v, self.budget.limits.get(k, v)) for k, v in limits.items()}
+            budget = Budget(**{**self.budget.limits, **own})
+        run = TaskRun(task, self.plan, self.rig, self.journal, Ledger(budget, self.total), len(self.tasks), record)
+        self.runs[task.index] = run
+        if self.rig.settle is not None:
+            self.rig.encoded(task.condition)
+        self._go_on(run, run.advance(None, self._lateness(run)))
 
-    def _late(self, thread: Thread, price: Cost) -> bool:
+    def _go_on(self, run: TaskRun, jobs: list[Job]) -> None:
+        """Queue what a plan proposed, or what its end asks for."""
+        self.queue.extend(jobs)
+        if run.ended and not jobs:
+            last = run.baseline()
+            if last is not None:
+                self.queue.append(last)
+            else:
+                self._close(run)
+
+    def _close(self, run: TaskRun) -> None:
+        """Forget a task that has ended."""
+        for n in run.outcomes:
+            self.states.drop(run.number(n))
+        self.rig.forget(run.task.condition)
+        self._under_way.pop(run.task.index, None)
+        del self.runs[run.task.index]
+        self.ended += 1
+
+    # ---- rows in -----------------------------------------------------------------------------------------------------
+
+    def _lateness(self, run: TaskRun) -> Callable[[Cost], bool]:
+        return lambda price: self._late(run, price)
+
+    def _late(self, run: TaskRun, price: Cost) -> bool:
         """Whether a budget in seconds has no room for work of this price, by the pace seen so far."""
-        limit = self.budget.seconds
-        spent = thread.ledger.spent.seconds
-        return limit is not None and thread.count > 0 and spent + thread.rate * price.nfe > limit
-
-    def _end(self, thread: Thread) -> None:
-        thread.ended = True
-        thread.plan.close()
-        index = thread.task.index
-        first = {"name": "fresh", "key": thread.task.key.child("draw", 0).hex()}
-        plain = [o for o in thread.outcomes.values() if o.finished and o.proposal.move == first]
-        if not plain and index not in self.record.baselines:
-            proposal = Proposal(first, thread.task.condition, 1.0, "score")
-            self.queue.append(Job(thread, BASELINE, proposal, self.rig.price(self.rig.begin, 1.0, "score")))
-        if index not in self.record.ended:
-            done = [o for o in thread.outcomes.values() if o.finished]
-            winner = best(done).id if done else None
-            self.store.append([("ended", index, None, {"winner": winner, "out_of_budget": thread.broke})])
-        for n in thread.outcomes:  # no move of this task comes any more; a replay makes states again
-            self._states.pop(self._id(thread, n), None)
-            self.store.drop_state(self._id(thread, n))
-
-    def _id(self, thread: Thread, n: int) -> int:
-        """Outcomes are numbered across tasks in a way that does not depend on the order of work."""
-        return n * len(self.threads) + thread.task.index
-
-    def _outcome(self, number: int) -> Outcome:
-        n, index = divmod(number, len(self.threads))
-        return self.threads[index].outcomes[n]
-
-    # ---- work ----------------------------------------------------------------------------------------------------
+        limit = run.ledger.budget.seconds
+        pace = run.rate if run.rate is not None else self.pace
+        if limit is None or pace is None:
+            return False
+        return run.ledger.spent.seconds + pace * (price.nfe + self._under_way.get(run.task.index, 0)) > limit
 
     def _fill(self) -> None:
         """Give free slots to waiting proposals, in order."""
-        while self.queue and len(self.active) < self.rig.rows:
-            job = self.queue.popleft()
-            thread = job.owner
-            if job.n > 0 and self._late(thread, job.price):
+        entering: list[Job] = []
+        while self.queue and len(entering) < self.slots.free:
+            job = self.queue[0]
+            run = job.owner
+            timed = run.ledger.budget.seconds is not None and not job.baseline
+            if timed and self.pace is None and (entering or self.slots.jobs or self.desk.pending):
+                break  # the first row of all tells what the others will cost
+            self.queue.popleft()
+            if timed and (run.outcomes or self._under_way.get(run.task.index)) and self._late(run, job.price):
                 self._drop(job)
                 continue
-            job.state = start(self.rig, job.proposal.move, lambda i: self._outcome(i).proposal.move, self._state)
+            self._under_way[run.task.index] = self._under_way.get(run.task.index, 0) + job.price.nfe
+            self._load(job)
             if _arrived(job):  # asked only to look at a row where it stands: no step to pay
-                self._arrive([job])
+                state = job.state
+                assert state is not None
+                self._arrive([job], state.to(self.rig.device))
             else:
-                self.active.append(job)
+                entering.append(job)
+        self.slots.enter(entering)
+
+    def _load(self, job: Job) -> None:
+        """The state that a job begins from, and the pictures it needs."""
+        run, proposal = job.owner, job.proposal
+        source = Derivation(self.rig, run.proposal, lambda number: self._state(run, number))
+        job.state = proposal.move.state(source)
+        job.pictures = [self._picture(c.outcome) for c in proposal.condition.context]
+        if proposal.against is not None:
+            job.against = self._picture(proposal.against)
+
+    def _picture(self, number: int) -> np.ndarray:
+        self.journal.flush()
+        return self.store.picture(number)
+
+    def _state(self, run: TaskRun, number: int) -> State:
+        """The state an earlier outcome ended in; made again where it was lost."""
+        found = self.states.find(number)
+        if found is None:
+            spent: list[Cost] = []
+            [found] = detached(rebuild(self.rig, number, run.proposal, spent.append))
+            cost = sum(spent, Cost())
+            self.journal.write([("rebuilt", run.task.index, None, {"outcome": number, "cost": cost.as_dict()})])
+            self.states.keep(number, found, half_made=not run.proposal(number).finished)
+        return found
 
     def _drop(self, job: Job) -> None:
-        """Give a proposal back that the clock no longer allows, and all that wait behind it."""
-        thread = job.owner
-        thread.broke = True
-        dropped = [job, *(j for j in self.queue if j.owner is thread)]
-        self.queue = deque(j for j in self.queue if j.owner is not thread)
+        """Give a proposal back that the clock no longer allows, and all of its task that wait behind it."""
+        run = job.owner
+        run.broke = True
+        dropped = [job, *(j for j in self.queue if j.owner is run)]
+        self.queue = deque(j for j in self.queue if j.owner is not run)
         for each in dropped:
-            thread.ledger.charge(each.price, Cost())
-            thread.round.remove(each.n)
-        self._settle(thread)
+            run.ledger.charge(each.price, Cost())
+            run.round.remove(each.n)
+        self.journal.write([("cut", run.task.index, None, {"dropped": [j.n for j in dropped]})])
+        self._settle(run)
 
-    def _settle(self, thread: Thread) -> None:
-        """Go on with a plan whose whole round is in."""
-        if thread.ended or any(n not in thread.outcomes for n in thread.round):
-            return
-        if thread.broke:
-            self._end(thread)
-        else:
-            self._advance(thread, [thread.outcomes[n] for n in thread.round])
-
-    def _state(self, number: int) -> State:
-        """The state an earlier outcome ended in: from memory, from disk, or (a finished row) made again."""
-        if number not in self._states:
-            saved = self.store.state(number)
-            if saved is None:
-                saved = rebuild(self.rig, number, lambda i: self._outcome(i).proposal)
-                self.store.append([("rebuilt", None, None, {"outcome": number})])
-            self._states[number] = saved
-        return self._states[number]
+    # ---- a step ------------------------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
-        """One solver step of the rows in the slots, then whatever that finished."""
-        jobs = self._batch()
+        """One solver step of the rows in the slots, then whatever that finished goes to the desk."""
         begin = time.perf_counter()
-        before = (self.rig.flow.meter.nfe, self.rig.flow.meter.evals)
-        states = self.rig.step(
-            [_held(j) for j in jobs], [j.proposal.stop for j in jobs], [j.proposal.condition for j in jobs]
-        )
-        self._share(jobs, begin, before)
-        for job, state in zip(jobs, states, strict=True):
-            job.state = state
-        arrived = [j for j in jobs if _arrived(j)]
-        if arrived:
-            self._arrive(arrived)
-
-    def _batch(self) -> list[Job]:
-        """The rows to step together: all, or only those that cost what the first does (Heun's last step is cheaper)."""
-        solver = self.rig.solver
-        if solver.evals(last=True) == solver.evals(last=False):
-            return list(self.active)
-        last = [self.rig.next_time(float(_held(j).t), j.proposal.stop) >= 1.0 for j in self.active]
-        return [j for j, e in zip(self.active, last, strict=True) if e == last[0]]
-
-    def _share(self, jobs: list[Job], begin: float, before: tuple[int, int]) -> None:
-        """Charge what the flow's meter counted for a row to each row, and the seconds in equal parts."""
-        meter = self.rig.flow.meter
-        seconds = (time.perf_counter() - begin) / len(jobs)
-        cost = Cost(nfe=meter.nfe - before[0], evals=meter.evals - before[1], seconds=seconds)
-        for job in jobs:
-            job.cost = job.cost + cost
-
-    def _arrive(self, jobs: list[Job]) -> None:
-        """Decode, score, write down and report rows that reached their stop."""
-        self.active = [j for j in self.active if not any(j is a for a in jobs)]
-        looked = [j for j in jobs if j.proposal.stop < 1.0 and j.proposal.ask == "score"]
-        if looked:
-            begin, before = time.perf_counter(), (self.rig.flow.meter.nfe, self.rig.flow.meter.evals)
-            guesses = self.rig.look([_held(j) for j in looked], [j.proposal.condition for j in looked])
-            self._share(looked, begin, before)
-        shown = [j for j in jobs if j.proposal.ask == "score" or j.proposal.stop >= 1.0]
-        guess = dict(zip((id(j) for j in looked), guesses, strict=True)) if looked else {}
-        pictures: dict[int, np.ndarray] = {}
-        if shown:
+        for jobs, cost in self.slots.step():
+            seconds = (time.perf_counter() - begin) / len(jobs)
             begin = time.perf_counter()
-            samples = self.rig.decode(torch.cat([guess.get(id(j), _held(j).x) for j in shown]))
-            scores = self._score(samples, shown)
-            share = (time.perf_counter() - begin) / len(shown)
-            for job in shown:
-                job.cost = job.cost + Cost(verdicts=int(job.proposal.ask == "score"), decodes=1, seconds=share)
-            pictures = {id(j): s for j, s in zip(shown, samples.numpy(), strict=True)}
-            parts = self._judge(samples, shown)
-        for_job = {id(j): (s, p) for j, s, p in zip(shown, scores, parts, strict=True)} if shown else {}
-        self._write(jobs, pictures, for_job)
+            for job in jobs:
+                job.cost = job.cost + cost.with_seconds(seconds)
+        arrived = [j for j in self.slots.jobs if _arrived(j)]
+        if arrived:
+            self._arrive(arrived, self.slots.leave(arrived))
 
-    def _score(self, samples: torch.Tensor, jobs: list[Job]) -> list[float]:
-        """The guiding verifier's numbers for rows that ask for one, NaN for the others; NaN and an event where it fails,
-        an end to the run after three failures in a row."""
-        asked = [i for i, j in enumerate(jobs) if j.proposal.ask == "score"]
-        if not asked:
-            return [math.nan] * len(jobs)
-        verifier = self.rig.verifier
-        if verifier is None:
-            raise SecondlookError("This rig has no verifier, and a plan asked for scores.")
-        try:
-            found = [float(v) for v in verifier(samples[asked], [jobs[i].proposal.condition for i in asked])]
-            if len(found) != len(asked):
-                raise ValueError(f"wanted {len(asked)} scores, got {len(found)}")
-            self.failures = 0
-            scores = dict(zip(asked, found, strict=True))
-            return [scores.get(i, math.nan) for i in range(len(jobs))]
-        except Exception as error:
-            self.failures += 1
-            text = traceback.format_exc()
-            self.store.append([("failure", None, None, {"verifier": verifier.name, "traceback": text})])
-            if self.failures >= 3:
-                raise SecondlookError(
-                    f'The verifier "{verifier.name}" failed three times in a row ({type(error).__name__}: {error}). '
-                    "The run is kept; mend the verifier and resume."
-                ) from None
-            return [math.nan] * len(jobs)
+    def _arrive(self, jobs: list[Job], state: State) -> None:
+        """Rows that reached their stop: looked at where they are half-made, then kept, and shown to the desk."""
+        shown = state.x
+        paid = [i for i, j in enumerate(jobs) if _half(j) and j.proposal.asks and j.proposal.look == "paid"]
+        free = [i for i, j in enumerate(jobs) if _half(j) and j.proposal.asks and j.proposal.look == "free"]
+        if paid:
+            state, shown = self._look(jobs, state, paid, shown)
+        if free:
+            assert state.data is not None
+            shown = shown.clone()
+            shown[free] = state.data[free]
+        for job, one in zip(jobs, detached(state), strict=True):
+            job.state = one
+        seen = [i for i, j in enumerate(jobs) if j.proposal.shown]
+        if seen:
+            self.desk.show([jobs[i] for i in seen], shown[seen] if len(seen) < len(jobs) else shown)
+        if len(seen) < len(jobs):
+            self._report([j for j in jobs if not j.proposal.shown])
 
-    def _judge(self, samples: torch.Tensor, jobs: list[Job]) -> list[dict[str, float]]:
-        """What those who only look say of each picture; not charged, and never seen by a plan."""
-        conditions = [j.proposal.condition for j in jobs]
-        columns = {}
-        for name, judge in self.rig.judges.items():
+    def _look(self, jobs: list[Job], state: State, at: list[int], shown: Any) -> tuple[State, Any]:
+        """The rows ``at`` with what the network says of them where they stand, and the data that it predicts."""
+        for known in (False, True):
+            some = [i for i in at if jobs[i].known == known]
+            if not some:
+                continue
+            begin = time.perf_counter()
+            looked = [jobs[i] for i in some]
+            pictures = tuple(j.pictures for j in looked) if any(j.pictures for j in looked) else None
+            work = Work(
+                state.rows(some),
+                tuple(j.t for j in looked),
+                tuple(j.proposal.condition for j in looked),
+                known,
+                pictures,
+            )
+            told, data, cost = self.rig.estimate(work)
+            rest = [i for i in range(len(jobs)) if i not in some]
+            both = State.stack([state.rows(rest), told]) if rest else told
+            order = [*rest, *some]
+            state = both.rows([order.index(i) for i in range(len(jobs))])
+            shown = shown.clone()
+            shown[some] = data
+            seconds = (time.perf_counter() - begin) / len(some)
+            for job in looked:
+                job.cost = job.cost + cost.with_seconds(seconds)
+        return state, shown
+
+    # ---- outcomes ----------------------------------------------------------------------------------------------------
+
+    def _collect(self, wait: bool) -> None:
+        """Report what the desk has finished; ``wait`` for it where the network has nothing to do."""
+        self.desk.check()
+        found: list[Job] = []
+        if wait and (self.desk.pending or self.desk.crowded) and self.desk.inbox.empty():
             try:
-                columns[name] = [float(v) for v in judge(samples, conditions)]
-            except Exception:  # a judge changes nothing in a run, so its failure must not end one
-                columns[name] = [math.nan] * len(jobs)
-                self.store.append([("failure", None, None, {"judge": name, "traceback": traceback.format_exc()})])
-        return [{name: column[i] for name, column in columns.items()} for i in range(len(jobs))]
+                found += self.desk.inbox.get(timeout=0.05)
+            except queue.Empty:
+                return
+        while not self.desk.inbox.empty():
+            found += self.desk.inbox.get()
+        self.desk.check()
+        if found:
+            self._report(found)
 
-    def _write(
-        self, jobs: list[Job], pictures: dict[int, np.ndarray], verdicts: dict[int, tuple[float, dict[str, float]]]
-    ) -> None:
-        """Pictures and states first, then one commit that reports them, then the plans go on."""
-        events = []
+    def _report(self, jobs: list[Job]) -> None:
+        """Hand pictures and the events that report them to the journal, then the plans go on."""
+        events, pictures = [], []
         for job in jobs:
-            baseline, number = job.n == BASELINE, self._id(job.owner, job.n)
-            picture = pictures.get(id(job))
-            if picture is not None:
-                self.store.save_picture(f"baseline-{job.owner.task.index:04d}" if baseline else number, picture)
-            if job.proposal.stop < 1.0:
-                self._states[number] = _held(job)
-                self.store.save_state(number, _held(job))
-            score, parts = verdicts.get(id(job), (math.nan, {}))
-            outcome = Outcome(number, job.proposal, score, parts)
-            body = outcome_body(outcome, job.n, job.cost, None if picture is None else sha256(picture))
-            index = job.owner.task.index
-            events.append(("baseline", index, None, body) if baseline else ("outcome", index, number, body))
-            if not baseline:
-                job.owner.outcomes[job.n] = outcome
-        self.store.append(events)
-        for job in jobs:
-            if job.n != BASELINE:
-                self._pay(job.owner, job.price, job.cost)
-        for thread in {id(j.owner): j.owner for j in jobs if j.n != BASELINE}.values():
-            self._settle(thread)
+            run, index = job.owner, job.owner.task.index
+            name = baseline_file(index) if job.baseline else job.number
+            if job.picture is not None:
+                pictures.append((name, job.picture))
+            digest = None if job.picture is None else sha256(job.picture)
+            outcome = Outcome(job.logged, job.proposal, job.score, job.components, job.remark, job.preference)
+            body = outcome_body(outcome, job.n, job.cost, digest)
+            if job.failed is not None:
+                body["failed"] = job.failed
+            events.append(("baseline", index, None, body) if job.baseline else ("outcome", index, job.number, body))
+            if not job.baseline:
+                self._note(run, job, outcome)
+        self.journal.write(events, pictures)  # type: ignore[arg-type]
+        for run in {id(j.owner): j.owner for j in jobs}.values():
+            self._close(run) if any(j.baseline and j.owner is run for j in jobs) else self._settle(run)
+        self._open()
+
+    def _note(self, run: TaskRun, job: Job, outcome: Outcome) -> None:
+        index = run.task.index
+        run.outcomes[job.n] = outcome
+        if job.picture is not None:
+            run.shown.add(job.n)
+        assert job.state is not None
+        self.states.keep(job.number, job.state, half_made=_half(job))
+        run.pay(job.price, job.cost)
+        if job.cost.nfe:
+            self.pace = job.cost.seconds / job.cost.nfe
+        self._under_way[index] = self._under_way.get(index, 0) - job.price.nfe
+        self.drawn += 1
+        if outcome.finished and outcome.score is not None and outcome.score == outcome.score:
+            self.best[index] = max(self.best.get(index, outcome.score), outcome.score)
+
+    def _settle(self, run: TaskRun) -> None:
+        """Go on with a plan whose whole round is in."""
+        if run.ended or any(n not in run.outcomes for n in run.round):
+            return
+        if run.broke:
+            run.finish()
+            self._go_on(run, [])
+        else:
+            self._go_on(run, run.advance([run.outcomes[n] for n in run.round], self._lateness(run)))
+
+
+def _settled(task: Task, record: Record) -> bool:
+    """Whether nothing is left to do for a task: its plan has ended, and its unsearched picture is there."""
+    ended = record.ended.get(task.index)
+    return ended is not None and (not ended["baseline"] or task.index in record.baselines)
 
 
 def _arrived(job: Job) -> bool:
-    return float(_held(job).t) >= job.proposal.stop - EPS
+    return job.t >= job.proposal.stop - EPS
 
 
-def _held(job: Job) -> State:
-    assert job.state is not None
-    return job.state
-
-
-def rebuild(rig: Rig, number: int, proposal_of: Callable[[int], Proposal]) -> State:
-    """The final state of an outcome from its derivation alone, through its ancestors where need be. Nothing is
-    charged: this is a proof or a repair, not a search."""
-    proposal = proposal_of(number)
-    state = start(rig, proposal.move, lambda i: proposal_of(i).move, lambda i: rebuild(rig, i, proposal_of))
-    while float(state.t) < proposal.stop - EPS:
-        [state] = rig.step([state], [proposal.stop], [proposal.condition])
-    return state
-
-
-def replay(rig: Rig, number: int, proposal_of: Callable[[int], Proposal]) -> np.ndarray:
-    """An outcome's picture, uint8 [H, W, 3], from its derivation alone."""
-    proposal = proposal_of(number)
-    state = rebuild(rig, number, proposal_of)
-    x = state.x if proposal.stop >= 1.0 else rig.look([state], [proposal.condition])[0]
-    return np.asarray(rig.decode(x)[0])
+def _half(job: Job) -> bool:
+    return not job.proposal.finished

@@ -2,32 +2,60 @@
 
 from __future__ import annotations
 
-from secondlook.engine.derive import start_time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from secondlook.engine.job import Job
+from secondlook.engine.ledger import Budget, Ledger
+from secondlook.engine.record import Record
 from secondlook.engine.rig import Rig
-from secondlook.types import Cost, Outcome, Plan
+from secondlook.engine.task_run import PlanMaker, TaskRun
+from secondlook.errors import ConfigError, SecondlookError
+from secondlook.types import Cost, Outcome, Remark, Task
 
 FAR = 10_000  # proposals; a plan that has not finished a picture by then is left to its budget
 
 
-def first_picture(plan: Plan, rig: Rig) -> Cost:
-    """The price of everything up to a fresh plan's first finished picture, were all scores equal."""
-    total, sent = Cost(), None
-    known: list[Outcome] = []
+class Trial(TaskRun):
+    """A plan on trial: no run is there yet to keep what fails."""
 
-    def stop_of(i: int) -> float:
-        return known[i].proposal.stop
+    def failure(self, error: Exception) -> SecondlookError:
+        return ConfigError(
+            f"The plan failed on its first prompt, before anything was drawn ({type(error).__name__}: {error}). Mend it."
+        )
 
-    while len(known) < FAR:
-        try:
-            proposals = next(plan) if sent is None else plan.send(sent)
-        except StopIteration:
-            break
-        sent = [Outcome(len(known) + i, p, 0.0) for i, p in enumerate(proposals)]
-        known += sent
-        for p in proposals:
-            total = total + rig.price(start_time(rig, p.move, stop_of), p.stop, p.ask)
-            if p.stop >= 1.0:
+
+class Silence:
+    """A journal that keeps nothing."""
+
+    def write(self, lines: Sequence[Any], pictures: Sequence[tuple[int | str, np.ndarray]] = ()) -> None:
+        pass
+
+
+def first_picture(plan: PlanMaker, task: Task, rig: Rig) -> Cost:
+    """The price of everything up to the plan's first finished picture, were all answers alike. The plan is tried on a copy of
+    its real task."""
+    run = Trial(replace(task, draws=0), plan, rig, Silence(), Ledger(Budget()), task.index + 1, Record())  # type: ignore[arg-type]
+    total, seen = Cost(), 0
+    jobs = run.advance(None, lambda price: False)
+    while jobs and seen < FAR:
+        for job in jobs:
+            total = total + job.price
+            if job.proposal.finished:
+                run.plan.close()
                 return total
-        if not sent:
-            break
+            run.outcomes[job.n] = _alike(job)
+            run.ledger.charge(job.price, job.price)
+        seen += len(jobs)
+        jobs = run.advance([run.outcomes[n] for n in run.round], lambda price: False)
+    run.plan.close()
     return total
+
+
+def _alike(job: Job) -> Outcome:
+    asks = job.proposal.asks
+    return Outcome(job.number, job.proposal, 0.0 if "score" in asks else None, {}, Remark("") if "remark" in asks else None,
+                   0.5 if "compare" in asks else None)  # fmt: skip

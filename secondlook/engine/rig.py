@@ -1,46 +1,84 @@
-"""A rig performs work on a flow: it encodes conditions, steps states in padded batches, decodes and scores."""
+"""A rig performs work on a flow: it encodes conditions, steps states in padded batches, decodes and scores.
+
+``step`` and ``look`` are calls from values to values, with their cost in the answer: no meter is shared, and what they need
+pickles where the network does, so that they may as well run in another process or on another machine.
+"""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from secondlook.errors import ConfigError
 from secondlook.flow.autocast import Autocast
-from secondlook.flow.estimate import Flow
+from secondlook.flow.estimate import Flow, Meter
 from secondlook.flow.grid import EPS, after
 from secondlook.flow.guidance import ClassifierFree, Guide, Network, Plain
-from secondlook.flow.path import Path
+from secondlook.flow.path import Path, complete
 from secondlook.noise import Key, normal
 from secondlook.solvers.ode import Solver
-from secondlook.types import Condition, Cost, State, Verifier
+from secondlook.types import Comparer, Condition, Cost, Critic, Estimate, State, Verifier
+
+Pictures = Sequence[np.ndarray]  # uint8 [H, W, 3] each: those that a condition's context points to
+Times = tuple[float, ...]
+
+
+class Encode(Protocol):
+    """One condition (None: the null one), and the pictures of its context, to a one-row encoding with ``rows`` and ``stack``."""
+
+    def __call__(self, condition: Condition | None) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Work:
+    """One step of some rows. until: the time each goes to. known: whether ``state.known`` holds what the network would say
+    first, so that it need not be asked. pictures: of each condition's context."""
+
+    state: State
+    until: tuple[float, ...]
+    conditions: tuple[Condition, ...]
+    known: bool = False
+    pictures: tuple[Pictures, ...] | None = None
 
 
 @dataclass
 class Rig:
     """Everything needed to carry proposals out.
 
-    encode: one condition (None: the null one) to a one-row encoding with ``rows`` and ``stack``.
-    decode: x [B, *S] to uint8 pictures [B, H, W, 3]. judges: verifiers that only look. rows: the micro-batch that every network
-    call is padded to, so that a row's result does not depend on its batch mates; without ``pad`` it is the most rows of a
-    call, and the last bits of a row do depend on them. scale: what fresh noise is multiplied by.
+    encode: one condition (None: the null one) to a one-row encoding with ``rows`` and ``stack``; one that reads context has
+    ``reads_context = True`` and takes the pictures too. decode: x [B, *S] to uint8 pictures [B, H, W, 3]. judges: held-out
+    verifiers that only look. rows: the micro-batch that every network call is padded to, so that a row's result does not
+    depend on its batch mates; without ``pad`` it is the most rows of a call, and the last bits of a row do depend on them.
+    scale: what fresh noise is multiplied by. grids: other grids by their number of steps. device: where the rows lie.
+    prepare: called with the conditions of the tasks that begin, before the first is encoded; settle: after the last.
     """
 
     flow: Flow
     solver: Solver
-    times: tuple[float, ...]
-    encode: Callable[[Condition | None], Any]
+    times: Times
+    encode: Callable[..., Any]
     decode: Callable[[Tensor], Tensor]
     verifier: Verifier | None
     judges: dict[str, Verifier] = field(default_factory=dict)
     rows: int = 16
     pad: bool = True
     scale: float = 1.0
-    _encoded: dict[Condition, Any] = field(default_factory=dict, repr=False)
+    grids: Callable[[int], Times] | None = None
+    critic: Critic | None = None
+    comparer: Comparer | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    settle: Callable[[], None] | None = None
+    _encoded: OrderedDict[Condition, Any] = field(default_factory=OrderedDict, repr=False)
     _stacked: tuple[tuple[Condition, ...], Any] = field(default=((), None), repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_encoded": OrderedDict(), "_stacked": ((), None)}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -51,26 +89,45 @@ class Rig:
         """The time at which fresh noise is put: 0, or a little later where a pipeline's schedule begins there."""
         return self.times[0]
 
-    def price(self, start: float, stop: float, ask: str) -> Cost:
-        """What running from ``start`` to ``stop`` and asking ``ask`` will cost, seconds excepted."""
-        nfe, t = 0, start
+    @property
+    def stochastic(self) -> bool:
+        return bool(self.solver.random)
+
+    @property
+    def reuses(self) -> bool:
+        """Whether a step's first question to the network is about the very state it starts from."""
+        return bool(getattr(self.solver, "reuses", False))
+
+    def times_for(self, steps: int | None) -> Times:
+        """The run's grid, or another of so many steps."""
+        if steps is None:
+            return self.times
+        if self.grids is None:
+            raise ConfigError("This generator has one grid only; leave steps out of proposals.")
+        return self.grids(steps)
+
+    def price(self, start: float, stop: float, ask: str = "score", *, steps: int | None = None, look: str = "paid",
+              known: bool = False) -> Cost:  # fmt: skip
+        """What running from ``start`` to ``stop`` and asking ``ask`` will cost, seconds excepted. known: the first
+        evaluation was paid for already."""
+        times, nfe, evals, t = self.times_for(steps), 0, 0, start
+        free = known
         while t < stop - EPS:
-            t = self.next_time(t, stop)
-            nfe += self.solver.evals(last=t >= 1.0)
-        scored = ask == "score"
-        nfe += scored and stop < 1.0  # the extra look at a half-made picture
-        return Cost(nfe, nfe * self.flow.guide.passes, int(scored), int(scored or stop >= 1.0))
+            then = after(times, t, stop)
+            some, passes = self._step_price(t, then)
+            if free:
+                some, passes, free = some - 1, passes - self.flow.passes_at(t), False
+            nfe, evals, t = nfe + some, evals + passes, then
+        asks = frozenset(ask.split("+")) - {"nothing"}
+        if asks and stop < 1.0 and look == "paid" and not free:
+            nfe, evals = nfe + 1, evals + self.flow.passes_at(stop)
+        return Cost(nfe=nfe, evals=evals, verdicts=int("score" in asks), remarks=int("remark" in asks),
+                    comparisons=int("compare" in asks), decodes=int(bool(asks) or stop >= 1.0))  # fmt: skip
 
-    def next_time(self, t: float, stop: float) -> float:
-        """Where a row at ``t`` bound for ``stop`` steps next."""
-        return after(self.times, t, stop)
-
-    def encoded(self, condition: Condition) -> Any:
-        """The condition's encoding, made once and alone, so that it does not depend on company."""
-        if condition not in self._encoded:
-            with torch.no_grad():
-                self._encoded[condition] = self.encode(condition)
-        return self._encoded[condition]
+    def _step_price(self, t: float, then: float) -> tuple[int, int]:
+        """Evaluations and network rows of one step."""
+        count = self.solver.evals(last=then >= 1.0)
+        return count, count * self.flow.guide.passes
 
     def start(self, key: Key) -> State:
         """A one-row state of fresh noise at the first time."""
@@ -78,32 +135,125 @@ class Rig:
         x = x if self.scale == 1.0 else x * self.scale
         return State(x, torch.full((1,), self.begin), (key,), torch.zeros(1, dtype=torch.long))
 
-    def step(self, states: Sequence[State], stops: Sequence[float], conditions: Sequence[Condition]) -> list[State]:
-        """One solver step of up to ``rows`` one-row states, each at its own time."""
-        whole, index = self._pad(states)
-        later = [self.next_time(float(s.t), stop) for s, stop in zip(states, stops, strict=True)]
-        cond = self._conditions([conditions[i] for i in index])
-        with torch.no_grad():
-            moved = self.solver.step(self.flow, whole, torch.tensor([later[i] for i in index]), cond)
-        return [moved.rows([i]) for i in range(len(states))]
+    # ---- conditions --------------------------------------------------------------------------------------------------
 
-    def look(self, states: Sequence[State], conditions: Sequence[Condition]) -> list[Tensor]:
-        """The data estimate [1, *S] of half-made rows; one evaluation each."""
-        whole, index = self._pad(states)
-        with torch.no_grad():
-            e = self.flow.estimate(whole.x, whole.t, self._conditions([conditions[i] for i in index]))
-        return [e.data[i : i + 1] for i in range(len(states))]
+    def encoded(self, condition: Condition, pictures: Pictures = ()) -> Any:
+        """The condition's encoding, made once and alone, so that it does not depend on company."""
+        if condition not in self._encoded:
+            with torch.no_grad():
+                self._encoded[condition] = self._encode(condition, pictures)
+        return self._encoded[condition]
 
-    def _pad(self, states: Sequence[State]) -> tuple[State, list[int]]:
-        index = [*range(len(states)), *([0] * (self.rows - len(states)) if self.pad else [])]
-        return State.stack([states[i] for i in index]), index
+    def _encode(self, condition: Condition, pictures: Pictures) -> Any:
+        if not condition.context:
+            return self.encode(condition)
+        if not getattr(self.encode, "reads_context", False):
+            raise ConfigError("This model does not read earlier tries, so a condition cannot have a context here; change the "
+                              "prompt instead, or use a model trained for it.")  # fmt: skip
+        return self.encode(condition, pictures)
 
-    def _conditions(self, conditions: Sequence[Condition]) -> Any:
+    def forget(self, condition: Condition) -> None:
+        """A task has ended: its encodings, those with context too, are not needed any more."""
+        for c in [c for c in self._encoded if (c.prompt, c.label) == (condition.prompt, condition.label)]:
+            del self._encoded[c]
+        self._stacked = ((), None)
+
+    def conditions(self, conditions: Sequence[Condition], pictures: Sequence[Pictures] | None = None) -> Any:
+        """The encodings of several rows, in one; the same rows go on for many steps."""
         key = tuple(conditions)
-        if self._stacked[0] != key:  # the same rows go on for many steps
-            items = [self.encoded(c) for c in conditions]
+        if self._stacked[0] != key:
+            some = pictures or [()] * len(key)
+            items = [self.encoded(c, p) for c, p in zip(key, some, strict=True)]
             self._stacked = (key, type(items[0]).stack(items))
         return self._stacked[1]
+
+    # ---- work --------------------------------------------------------------------------------------------------------
+
+    def step(self, work: Work) -> tuple[State, Cost]:
+        """One solver step of all rows of ``work``, and what it cost each row, seconds excepted."""
+        whole, index = self.padded(work.state)
+        until = torch.tensor([work.until[i] for i in index]).to(whole.t.device)
+        flow = self._metered(whole.known if work.known else None)
+        with torch.no_grad():
+            moved = self.solver.step(flow, whole, until, self._asked(work, index))
+        return (moved if len(index) == len(work.state) else moved.rows(range(len(work.state)))), _counted(flow)
+
+    def estimate(self, work: Work) -> tuple[State, Tensor, Cost]:
+        """The rows with what the network says of each where it stands (``State.known``), the data estimates [B, *S], and
+        what it cost each row."""
+        whole, index = self.padded(work.state)
+        flow = self._metered(whole.known if work.known else None)
+        with torch.no_grad():
+            e = flow.estimate(whole.x, whole.t, self._asked(work, index))
+        n = len(work.state)
+        assert flow.said is not None
+        return replace(work.state, known=flow.said[:n]), e.data[:n], _counted(flow)
+
+    def padded(self, state: State) -> tuple[State, list[int]]:
+        """The rows, and copies of the first where a batch is padded; with the row that each is a copy of."""
+        missing = self.rows - len(state) if self.pad else 0
+        index = [*range(len(state)), *([0] * missing)]
+        return (state.rows(index) if missing > 0 else state), index
+
+    def _asked(self, work: Work, index: Sequence[int]) -> Any:
+        pictures = None if work.pictures is None else [work.pictures[i] for i in index]
+        return self.conditions([work.conditions[i] for i in index], pictures)
+
+    def _metered(self, known: Tensor | None) -> Asked:
+        """The flow with a meter of its own, which remembers what the network says first."""
+        return Asked(self.flow.network, self.flow.path, self.flow.guide, Meter(), known)
+
+    # ---- one-row states, for replays and plain samples ---------------------------------------------------------------
+
+    def advance(self, states: Sequence[State], stops: Sequence[float], conditions: Sequence[Condition],
+                grids: Sequence[Times] | None = None, pictures: Sequence[Pictures] | None = None) -> tuple[list[State], Cost]:  # fmt: skip
+        """One solver step of up to ``rows`` one-row states, each at its own time, and what it cost each."""
+        times = grids or [self.times] * len(states)
+        until = tuple(after(g, float(s.t), stop) for g, s, stop in zip(times, states, stops, strict=True))
+        work = Work(
+            State.stack(states).to(self.device),
+            until,
+            tuple(conditions),
+            pictures=None if pictures is None else tuple(pictures),
+        )
+        moved, cost = self.step(work)
+        return [moved.rows([i]) for i in range(len(states))], cost
+
+    def look(self, states: Sequence[State], conditions: Sequence[Condition],
+             pictures: Sequence[Pictures] | None = None) -> list[Tensor]:  # fmt: skip
+        """The data estimate [1, *S] of half-made rows; one evaluation each."""
+        until = tuple(float(s.t) for s in states)
+        work = Work(
+            State.stack(states).to(self.device),
+            until,
+            tuple(conditions),
+            pictures=None if pictures is None else tuple(pictures),
+        )
+        _, data, _ = self.estimate(work)
+        return [data[i : i + 1] for i in range(len(states))]
+
+
+@dataclass
+class Asked(Flow):
+    """A flow for the length of one step. known: the network's first answer where it was paid for before; said: its first
+    answer, for a row that may go on from where it was looked at."""
+
+    known: Tensor | None = None
+    said: Tensor | None = None
+
+    def estimate(self, x: Tensor, t: Tensor, cond: Any) -> Estimate:
+        if self.known is not None:
+            value, self.known = self.known, None
+            self.said = value
+            return complete(self.path, x, t, self.network.predicts, value)
+        found = self.predict(x, t, cond)
+        if self.said is None:
+            self.said = found
+        return complete(self.path, x, t, self.network.predicts, found)
+
+
+def _counted(flow: Flow) -> Cost:
+    return Cost(nfe=flow.meter.nfe, evals=flow.meter.evals)
 
 
 def guidance(scale: float, null: Any) -> Guide:

@@ -36,10 +36,18 @@ class Flow:
 
     def estimate(self, x: Tensor, t: Tensor, cond: Any) -> Estimate:
         """Data, noise, velocity and gradient of log density, each [B, *S], at x [B, *S] and t [B]."""
+        return complete(self.path, x, t, self.network.predicts, self.predict(x, t, cond))
+
+    def predict(self, x: Tensor, t: Tensor, cond: Any) -> Tensor:
+        """What the guided network says, [B, *S], counted."""
         value = self.guide(self.network, x, t, cond)
         self.meter.nfe += 1
         self.meter.evals += self._passes(t)
-        return complete(self.path, x, t, self.network.predicts, value)
+        return value
+
+    def passes_at(self, t: float) -> int:
+        """Network rows that an estimate of one row at time ``t`` takes."""
+        return self.guide.passes_at(t)
 
     def _passes(self, t: Tensor) -> int:
         """Network rows for a row of a batch at times [B]."""

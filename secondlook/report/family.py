@@ -12,16 +12,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from secondlook.report.pictures import Album
+from secondlook.report.shown import Shown
 from secondlook.report.text import describe, esc, mark, origin, parent, part, score
 from secondlook.report.view import Prompted
-from secondlook.types import Outcome
 
 PAD, LABEL_H, GAP_X, GAP_Y = 6, 18, 10, 26
 LEAST_W = 100  # of a panel, for its label
 OPEN_FAMILIES = 6  # shown before the rest is folded away
 OPEN_CARDS = 48
 
-Card = Callable[[Outcome], str]
+Card = Callable[[Shown], str]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ SMALL = Cell()
 class Panel:
     """Siblings in a grid. (x, y) is its corner within the family's box."""
 
-    members: Sequence[Outcome]
+    members: Sequence[Shown]
     parent: int | None
     cell: Cell = SMALL
     x: float = 0.0
@@ -77,7 +77,7 @@ def family_tree(prompt: Prompted, album: Album, pictured: set[int], cell: Cell =
         return '<p class="none">No candidate yet.</p>'
     line = prompt.line
 
-    def card(outcome: Outcome) -> str:
+    def card(outcome: Shown) -> str:
         return _card(outcome, prompt, album, outcome.id in pictured, outcome.id in line)
 
     children = _children(prompt.outcomes)
@@ -99,10 +99,10 @@ def family_tree(prompt: Prompted, album: Album, pictured: set[int], cell: Cell =
     return f'<div class="families">{"".join(parts)}</div>'
 
 
-def _children(outcomes: Sequence[Outcome]) -> dict[int | None, list[Outcome]]:
+def _children(outcomes: Sequence[Shown]) -> dict[int | None, list[Shown]]:
     """Outcomes by parent, in the order proposed; None for those whose parent is not in the log."""
     known = {o.id for o in outcomes}
-    table: dict[int | None, list[Outcome]] = {}
+    table: dict[int | None, list[Shown]] = {}
     for outcome in outcomes:
         up = parent(outcome)
         # A parent is older than its child; anything else in a log would be a circle.
@@ -110,7 +110,7 @@ def _children(outcomes: Sequence[Outcome]) -> dict[int | None, list[Outcome]]:
     return table
 
 
-def _family(root: Outcome, children: dict[int | None, list[Outcome]], line: set[int], card: Card, cell: Cell) -> str:
+def _family(root: Shown, children: dict[int | None, list[Shown]], line: set[int], card: Card, cell: Cell) -> str:
     """One root and all that came of it, drawn as rows of panels with links."""
     rows = [[Panel([root], None, cell)]]
     while True:
@@ -174,7 +174,7 @@ def _panel(panel: Panel, card: Card) -> str:
     return f'<li class="panel" style="{style}">{head}<ol>{"".join(cards)}</ol></li>'
 
 
-def _card(outcome: Outcome, prompt: Prompted, album: Album, pictured: bool, on_line: bool) -> str:
+def _card(outcome: Shown, prompt: Prompted, album: Album, pictured: bool, on_line: bool) -> str:
     """A candidate: its picture, number, score and the checker's mark."""
     won = prompt.winner is not None and outcome.id == prompt.winner.id
     kinds = ["card", *(["won"] if won else ["line"] if on_line else []), *([] if outcome.finished else ["half"])]

@@ -18,8 +18,9 @@ from secondlook.report.view import read_run
 NAME = "report.html"
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: str | Path) -> Path:
     """Write FOLDER/report.html, whole or not at all, and return its path. The run may be finished or under way."""
+    folder = Path(folder)
     store = Store.open(folder)
     try:
         run = read_run(store)

@@ -14,11 +14,11 @@ from secondlook.report.pictures import Album
 from secondlook.report.prompt import LONGEST, NAME, change, chart_key, prompt_section
 from secondlook.report.text import clip, count, esc, mark, part, plural, score, seconds
 from secondlook.report.view import Prompted, Run, both, mean
+from secondlook.types import UNIT_LABELS
 
 MANY = 12  # prompts; above this the page begins with an overview and folds the details
 MOST_PICTURES = 6000  # thumbnails of candidates on one page
 MOST_LARGE = 800  # the same of large pictures, which take more room and time
-_BUDGET = {"nfe": "NFE", "evals": "evaluations", "verdicts": "verdicts", "seconds": "s"}
 _SCORE = "the guiding verifier's number, higher is better; – where it could not judge"
 _JUDGE = "a second verifier; where the score rises and this does not, the guiding one may be fooled"
 _CHECKER = "the world's exact check of the picture against the prompt; it did not guide unless labelled oracle"
@@ -98,7 +98,7 @@ def _pipeline(p: dict[str, Any]) -> str:
 
 
 def _budget(budget: dict[str, Any]) -> str:
-    limits = [f"{v:,g} {_BUDGET.get(k, k)}" for k, v in budget.items() if v is not None]
+    limits = [f"{v:,g} {UNIT_LABELS.get(k, k)}" for k, v in budget.items() if v is not None]
     return ", ".join(limits) or "none: the plan ends by itself"
 
 
@@ -182,7 +182,7 @@ def _glance(p: Prompted, album: Album) -> str:
         signs = (
             change(mark(part(p.base, "checker")) or "–", mark(part(p.winner, "checker"))) if p.base is not None else ""
         )
-        signs = signs if "checker" in p.winner.parts else ""
+        signs = signs if "checker" in p.winner.said else ""
         numbers = f"<span>{change(score(base), score(p.winner.score))}</span><span>{signs}</span>"
     return (
         f'<li><a href="#p{p.index}"><span class="shots">{"".join(pictures)}</span><span class="what">'
@@ -229,9 +229,14 @@ def _failures(run: Run) -> str:
         return ""
     items = []
     for failure in run.record.failures:
-        trace = str(failure.get("traceback") or failure)
+        trace = str(failure.get("traceback") or failure.get("plan") or failure.get("error") or failure)
         last = trace.strip().splitlines()[-1] if trace.strip() else "no traceback"
-        name = esc(failure.get("verifier", "a part of the run"))
+        name = esc(
+            next(
+                (str(failure[k]) for k in ("verifier", "judge", "critic", "comparer") if k in failure),
+                "a part of the run",
+            )
+        )
         items.append(
             f'<details><summary><b>{name}</b> {esc(last)}</summary><pre tabindex="0">{esc(trace)}</pre></details>'
         )

@@ -8,19 +8,13 @@ from dataclasses import asdict
 from secondlook.report.charts import prompt_chart
 from secondlook.report.family import SMALL, Cell, family_tree
 from secondlook.report.pictures import Album
+from secondlook.report.shown import Shown
 from secondlook.report.text import clip, count, describe, esc, mark, part, plural, score, seconds, verdict
 from secondlook.report.view import Prompted, Run
-from secondlook.types import Outcome
+from secondlook.types import UNIT_LABELS
 
 NAME = 40  # letters of a judge's name
 LONGEST = 160  # letters of a prompt in a heading; the whole of a longer one stands below
-_UNITS = {
-    "nfe": "NFE",
-    "evals": "network evaluations",
-    "verdicts": "verdicts",
-    "decodes": "decodes",
-    "seconds": "seconds",
-}
 
 
 def prompt_section(
@@ -86,10 +80,11 @@ def _pair(run: Run, prompt: Prompted, album: Album) -> str:
     return f'<div class="pair">{"".join(figures)}</div>{note}'
 
 
-def _figure(title: str, outcome: Outcome, name: str | int, prompt: Prompted, album: Album, run: Run) -> str:
+def _figure(title: str, outcome: Shown, name: str | int, prompt: Prompted, album: Album, run: Run) -> str:
     alt = f"{title.removeprefix('★ ')} picture for: {clip(prompt.prompt, LONGEST)}"
     facts = [(run.guide or "score", score(outcome.score), "score")]
-    for key, value in outcome.parts.items():
+    facts += [(clip(k, NAME), score(v), "") for k, v in outcome.outcome.components.items()]
+    for key, value in outcome.said.items():
         said = f"{verdict(value)} {mark(value)}" if key == "checker" else score(value)
         facts.append((clip(key, NAME), said, run.drawn.get(key, "")))
     rows = "".join(f'<div class="{kind}"><dt>{esc(k)}</dt><dd>{v}</dd></div>' for k, v, kind in facts)
@@ -110,8 +105,10 @@ def _ledger(run: Run, prompt: Prompted) -> str:
     budget = run.config.get("budget") or {}
     spent, base = asdict(prompt.spent), asdict(prompt.base_cost) if prompt.base_cost is not None else None
     rows = []
-    for unit, name in _UNITS.items():
+    for unit, name in UNIT_LABELS.items():
         limit = budget.get(unit)
+        if unit in ("remarks", "comparisons", "backward") and limit is None and not spent[unit]:
+            continue
         cells = [_amount(unit, spent[unit]), _limit(unit, spent[unit], limit)]
         cells += [_amount(unit, base[unit])] if base is not None else []
         rows.append(f'<tr><th scope="row">{name}</th>' + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
@@ -170,6 +167,6 @@ def _candidates(prompt: Prompted, album: Album, pictured: set[int], cell: Cell) 
     return f'<h3>Candidates{won}</h3>{note}<div class="box">{families}</div>'
 
 
-def _has_picture(outcome: Outcome) -> bool:
+def _has_picture(outcome: Shown) -> bool:
     """Whether a picture was made at all: half-made trajectories that nobody looked at have none."""
     return outcome.finished or outcome.proposal.ask == "score"

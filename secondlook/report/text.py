@@ -5,9 +5,8 @@ from __future__ import annotations
 import html
 import math
 import re
-from typing import Any
 
-from secondlook.types import Outcome
+from secondlook.report.shown import Shown
 
 UNJUDGED = "–"
 _UNFIT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -68,40 +67,32 @@ def mark(value: float) -> str:
     return '<b class="ok" aria-hidden="true">✓</b>' if value >= 0.5 else '<b class="no" aria-hidden="true">✗</b>'
 
 
-def part(outcome: Outcome, name: str) -> float:
+def part(outcome: Shown, name: str) -> float:
     """What a judge said of an outcome; NaN where it said nothing."""
-    return outcome.parts.get(name, math.nan)
+    return outcome.said.get(name, math.nan)
 
 
-def parent(outcome: Outcome) -> int | None:
+def parent(outcome: Shown) -> int | None:
     """The outcome this one was made from, if any."""
-    value = outcome.proposal.move.get("parent")
-    return value if isinstance(value, int) else None
+    return next(iter(outcome.proposal.move.parents), None)
 
 
-def origin(outcome: Outcome) -> str:
+def origin(outcome: Shown) -> str:
     """How an outcome came about, in a few words."""
-    move: dict[str, Any] = outcome.proposal.move
-    name, of = move.get("name", "?"), move.get("parent")
-    if name == "fresh":
-        return "new noise"
-    if name == "near":
-        return f"near {of}, radius {_short(move.get('radius'))}"
-    if name == "rewind":
-        return f"{of} back to t {_short(move.get('to'))}"
-    if name == "resume":
-        return f"{of} goes on"
-    return f"{name} of {of}" if of is not None else str(name)
+    return outcome.proposal.move.describe()
 
 
-def describe(outcome: Outcome) -> str:
+def describe(outcome: Shown) -> str:
     """An outcome in one line: the text for those who do not see its picture."""
     words = [f"Outcome {outcome.id}", origin(outcome)]
     if not outcome.finished:
         words.append(f"half-made, to t {_short(outcome.proposal.stop)}")
-    if outcome.proposal.ask == "score":
+    if "score" in outcome.proposal.asks:
         words.append("could not be scored" if math.isnan(outcome.score) else f"score {score(outcome.score)}")
-    words += [f"{k} {verdict(v) if k == 'checker' else score(v)}" for k, v in outcome.parts.items()]
+    words += [f"{k} {verdict(v) if k == 'checker' else score(v)}" for k, v in outcome.said.items()]
+    remark = outcome.outcome.remark
+    if remark is not None:
+        words.append(f"remark: {remark.text or 'nothing to change'}")
     return "; ".join(words)
 
 

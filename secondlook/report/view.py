@@ -12,7 +12,7 @@ from typing import Any
 
 from secondlook.engine.record import Record
 from secondlook.engine.store import Store
-from secondlook.plans.moves import best
+from secondlook.report.shown import Shown
 from secondlook.report.text import parent, part
 from secondlook.types import Cost, Outcome
 
@@ -24,8 +24,8 @@ class Step:
     """After ``at`` network evaluations ``outcome`` came in, and ``leader`` was the best finished one."""
 
     at: int
-    outcome: Outcome
-    leader: Outcome
+    outcome: Shown
+    leader: Shown
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Prompted:
 
     index: int
     prompt: str
-    outcomes: Sequence[Outcome]
+    outcomes: Sequence[Shown]
     costs: dict[int, Cost]
-    winner: Outcome | None
-    base: Outcome | None
+    winner: Shown | None
+    base: Shown | None
     base_file: str | int | None
     base_cost: Cost | None
     spent: Cost
@@ -102,7 +102,7 @@ class Run:
         return bool(self.config.get("oracle")) or self.verifier == "oracle"
 
     @property
-    def pairs(self) -> list[tuple[Outcome, Outcome]]:
+    def pairs(self) -> list[tuple[Shown, Shown]]:
         """Unsearched and searched picture of every prompt that has both."""
         return [(p.base, p.winner) for p in self.prompts if p.base is not None and p.winner is not None]
 
@@ -116,34 +116,39 @@ def read_run(store: Store) -> Run:
     named = [str(p) for p in config.get("prompts") or []]
     indices = set(range(len(named))) | record.tasks.keys() | record.baselines.keys() | record.ended.keys()
     prompts = [_prompted(record, i, named[i] if i < len(named) else None) for i in sorted(indices)]
-    heard = list(dict.fromkeys(name for o in _everything(record) for name in o.parts if name != "score"))
+    heard = list(dict.fromkeys(name for o in _everything(record) for name in o.said if name != "score"))
     measures = ["score", *(n for n in heard if n != "checker"), *(n for n in heard if n == "checker")]
     return Run(store.folder, config, record, prompts, measures)
 
 
-def said(outcome: Outcome, name: str) -> float:
+def said(outcome: Shown, name: str) -> float:
     """A measure of an outcome; NaN where nothing was said."""
     return outcome.score if name == "score" else part(outcome, name)
 
 
-def _everything(record: Record) -> list[Outcome]:
-    return [*record.outcomes.values(), *(o for o, _ in record.baselines.values())]
+def _everything(record: Record) -> list[Shown]:
+    return [_seen(record, o) for o in (*record.outcomes.values(), *(o for o, _ in record.baselines.values()))]
+
+
+def _seen(record: Record, outcome: Outcome) -> Shown:
+    return Shown(record.latest(outcome), record.said(outcome.id))
 
 
 def _prompted(record: Record, index: int, prompt: str | None) -> Prompted:
-    outcomes = record.of(index)
+    outcomes = [_seen(record, o) for o in record.of(index)]
+    winner = record.winner(index)
     base = record.baseline(index)
     outside = record.baselines.get(index)
     if prompt is None:
-        first = outcomes[0] if outcomes else base[0] if base else None
+        first = outcomes[0] if outcomes else _seen(record, base[0]) if base else None
         prompt = _asked(first) if first is not None else f"task {index}"
     return Prompted(
         index,
         prompt,
         outcomes,
         {o.id: record.costs[o.id] for o in outcomes},
-        record.winner(index),
-        base[0] if base else None,
+        None if winner is None else _seen(record, winner),
+        _seen(record, base[0]) if base else None,
         base[1] if base else None,
         outside[1] if outside else None,
         record.spent(index),
@@ -152,18 +157,18 @@ def _prompted(record: Record, index: int, prompt: str | None) -> Prompted:
     )
 
 
-def _asked(outcome: Outcome) -> str:
+def _asked(outcome: Shown) -> str:
     condition = outcome.proposal.condition
     return condition.prompt if condition.prompt is not None else f"class {condition.label}"
 
 
-def _steps(record: Record, outcomes: Sequence[Outcome]) -> list[Step]:
+def _steps(record: Record, outcomes: Sequence[Shown]) -> list[Step]:
     """Finished outcomes in the order they were paid for, each with the best of those so far."""
     steps: list[Step] = []
     paid = accumulate(record.costs[o.id].evals for o in outcomes)
     for outcome, at in zip(outcomes, paid, strict=True):
         if outcome.finished:
-            leader = best([steps[-1].leader, outcome]) if steps else outcome
+            leader = _better(steps[-1].leader, outcome) if steps else outcome
             steps.append(Step(at, outcome, leader))
     return steps
 
@@ -178,3 +183,8 @@ def both(run: Run, name: str) -> list[tuple[float, float]]:
     """A measure of the unsearched and the searched picture, of the prompts where it judged both."""
     values = [(said(a, name), said(b, name)) for a, b in run.pairs]
     return [(a, b) for a, b in values if not (math.isnan(a) or math.isnan(b))]
+
+
+def _better(one: Shown, other: Shown) -> Shown:
+    """The higher score; the first where neither is higher or the other has none."""
+    return other if other.score > one.score or (math.isnan(one.score) and not math.isnan(other.score)) else one

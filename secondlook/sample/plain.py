@@ -20,7 +20,7 @@ def run_all(rig: Rig, states: Sequence[State], conditions: Sequence[Condition]) 
     for i in range(0, len(states), rig.rows):
         live, asked = list(states[i : i + rig.rows]), conditions[i : i + rig.rows]
         while float(live[0].t) < 1.0:
-            live = rig.step(live, [1.0] * len(live), asked)
+            live, _ = rig.advance(live, [1.0] * len(live), asked)
         pictures.append(rig.decode(torch.cat([s.x for s in live])).numpy())
     return np.concatenate(pictures)
 

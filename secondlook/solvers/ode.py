@@ -46,7 +46,7 @@ def moved(
     carry: Mapping[str, Tensor] | None = None,
 ) -> State:
     """The state after a step; what it carried before is dropped, for another solver's memory would be out of date."""
-    return replace(state, x=x, t=t_next, data=data, step=state.step + steps, carry=carry)
+    return replace(state, x=x, t=t_next, data=data, step=state.step + steps, carry=carry, known=None)
 
 
 def finish(x: Tensor, data: Tensor, t_next: Tensor) -> Tensor:

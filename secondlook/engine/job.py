@@ -1,0 +1,58 @@
+"""A proposal under way, from the time the budget paid for it until the log reports it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from secondlook.engine.record import baseline_id
+from secondlook.engine.rig import Pictures, Times
+from secondlook.types import Cost, Proposal, Remark, State
+
+if TYPE_CHECKING:
+    from secondlook.engine.task_run import TaskRun
+
+BASELINE = -1
+
+
+@dataclass
+class Job:
+    """``n`` numbers a task's proposals; the baseline, which no plan asked for, is BASELINE. t: where its row stands. known: its first
+    evaluation was paid for already. What judges answer is put into the fields below by the desk; ``waiting`` names those
+    that have not answered yet. failed: why there is no picture, where there is none."""
+
+    owner: TaskRun
+    n: int
+    proposal: Proposal
+    price: Cost
+    t: float
+    times: Times
+    known: bool = False
+    pictures: Pictures = ()
+    against: np.ndarray | None = None
+    state: State | None = None
+    seen: Tensor | None = None
+    cost: Cost = field(default_factory=Cost)
+    waiting: set[str] = field(default_factory=set)
+    picture: np.ndarray | None = None
+    score: float | None = None
+    components: dict[str, float] = field(default_factory=dict)
+    remark: Remark | None = None
+    preference: float | None = None
+    failed: str | None = None
+
+    @property
+    def number(self) -> int:
+        return self.owner.number(self.n)
+
+    @property
+    def baseline(self) -> bool:
+        return self.n == BASELINE
+
+    @property
+    def logged(self) -> int:
+        """The number under which the log speaks of it."""
+        return baseline_id(self.owner.task.index) if self.baseline else self.number

@@ -1,0 +1,98 @@
+"""The log's writer: a thread that puts pictures on the disk and then commits the events that report them, in order."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from secondlook.engine.store import Store
+
+Line = tuple[str, int | None, int | None, dict[str, Any]]  # kind, task, outcome, body
+MOST = 64  # entries that may wait: whoever hands over more is held up
+
+
+@dataclass
+class _Entry:
+    lines: Sequence[Line]
+    pictures: Sequence[tuple[int | str, np.ndarray]] = ()
+    written: threading.Event = field(default_factory=threading.Event)
+
+
+class Journal:
+    """Entries are written in the order they come, several in one commit where they wait. A picture is on the disk before
+    the event that reports it is committed."""
+
+    def __init__(self, store: Store):
+        self.store = store
+        self._entries: queue.Queue[_Entry | None] = queue.Queue(MOST)
+        self._failed: BaseException | None = None
+        self._thread: threading.Thread | None = None
+
+    def write(self, lines: Sequence[Line], pictures: Sequence[tuple[int | str, np.ndarray]] = ()) -> None:
+        """Hand an entry over. Raises what an earlier one failed with."""
+        self._put(_Entry(lines, pictures))
+
+    def flush(self) -> None:
+        """Until everything handed over is on the disk."""
+        if self._thread is None:
+            return
+        entry = _Entry(())
+        self._put(entry)
+        while not entry.written.wait(0.2):
+            self._raise()
+            if not self._thread.is_alive():
+                break
+        self._raise()
+
+    def close(self) -> None:
+        """Flush and end the thread; what failed is raised."""
+        thread = self._thread
+        if thread is not None:
+            self._entries.put(None)
+            thread.join()
+            self._thread = None
+        self._raise()
+
+    def _put(self, entry: _Entry) -> None:
+        self._raise()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="secondlook-journal", daemon=True)
+            self._thread.start()
+        self._entries.put(entry)
+
+    def _raise(self) -> None:
+        if self._failed is not None:
+            raise self._failed
+
+    def _run(self) -> None:
+        last = False
+        while not last:
+            some = [self._entries.get()]
+            while len(some) < MOST:
+                try:
+                    some.append(self._entries.get_nowait())
+                except queue.Empty:
+                    break
+            last = None in some
+            self._write([e for e in some if e is not None])
+
+    def _write(self, entries: Sequence[_Entry]) -> None:
+        try:
+            if self._failed is None:  # after a failure nothing more is reported, so that the log has no holes
+                for entry in entries:
+                    for name, picture in entry.pictures:
+                        self.store.save_picture(name, picture)
+                if any(entry.pictures for entry in entries):
+                    self.store.sync_pictures()
+                lines = [line for entry in entries for line in entry.lines]
+                if lines:
+                    self.store.append(lines)
+        except BaseException as error:
+            self._failed = error
+        for entry in entries:
+            entry.written.set()

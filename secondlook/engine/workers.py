@@ -1,0 +1,92 @@
+"""Threads beside the network: calls done in order, each with its answer handed on, and given up where none comes."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+Answer = Callable[
+    [Any, float], None
+]  # what the call returned, or the exception that it raised; and the seconds it took
+
+
+class NoAnswer(Exception):
+    """A call that was given up."""
+
+
+@dataclass
+class _Call:
+    make: Callable[[], Any]
+    answer: Answer
+    begun: float = 0.0
+    over: bool = False
+
+
+class Worker:
+    """One thread that makes calls in the order they are given. A call that takes longer than ``patience`` seconds is given
+    up when ``check`` is next asked: its answer is NoAnswer, and a fresh thread goes on with those behind it."""
+
+    def __init__(self, name: str, patience: float | None = None):
+        self.name, self.patience = name, patience
+        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._now: _Call | None = None
+        self._thread: threading.Thread | None = None
+        self.waiting = 0
+
+    def do(self, make: Callable[[], Any], answer: Answer) -> None:
+        """``answer`` is called in the worker's thread."""
+        with self._lock:
+            self.waiting += 1
+            if self._thread is None:
+                self._start()
+        self._calls.put(_Call(make, answer))
+
+    def check(self) -> None:
+        """Give up a call that has taken too long."""
+        with self._lock:
+            call = self._now
+            if self.patience is None or call is None or time.monotonic() - call.begun < self.patience:
+                return
+            call.over, self._now = True, None
+            self.waiting -= 1
+            self._start()  # the old thread ends by itself when its call returns, if ever
+        call.answer(NoAnswer(f"no answer in {self.patience:g} seconds"), self.patience)
+
+    def close(self) -> None:
+        """No more calls; those that wait are dropped. A call under way is left to itself."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+        while not self._calls.empty():
+            self._calls.get_nowait()
+        if thread is not None:
+            self._calls.put(None)
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name=f"secondlook-{self.name}", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        mine = threading.current_thread()
+        while (call := self._calls.get()) is not None:
+            with self._lock:
+                call.begun, self._now = time.monotonic(), call
+            start = time.perf_counter()
+            try:
+                found = call.make()
+            except BaseException as error:
+                found = error
+            seconds = time.perf_counter() - start
+            with self._lock:
+                if call.over:
+                    return
+                self._now = None
+                self.waiting -= 1
+            call.answer(found, seconds)
+            with self._lock:
+                if self._thread is not mine:
+                    return
