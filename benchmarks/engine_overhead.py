@@ -16,8 +16,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from secondlook.engine.driver import Driver
 from secondlook.engine.ledger import Budget
 from secondlook.engine.rig import Rig
 from secondlook.engine.store import Store
+from secondlook.flow.guidance import Network
 from secondlook.settings import Settings, commit, make_named, make_plan
 from secondlook.types import Condition, State
 from secondlook.worlds.scenes.prompts import prompt_set
@@ -39,6 +41,18 @@ class Free:
 
     def __call__(self, samples: Tensor, conditions: Sequence[Condition]) -> Tensor:
         return torch.zeros(len(samples), dtype=torch.float64)
+
+
+class Counted:
+    """A network that counts how often it is asked."""
+
+    def __init__(self, inner: Network):
+        self.inner, self.calls = inner, 0
+        self.predicts, self.shape = inner.predicts, inner.shape
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Any) -> Tensor:
+        self.calls += 1
+        return self.inner(x, t, cond)
 
 
 @dataclass(frozen=True)
@@ -55,27 +69,27 @@ def timed(work: Callable[[], int]) -> tuple[Time, int]:
 
 def engine(s: Settings, rig: Rig) -> int:
     """A whole search into a run on disk; returns how many times the network was asked."""
-    before = rig.flow.meter.nfe
+    before = rig.flow.network.calls
     with tempfile.TemporaryDirectory() as folder:
         store = Store.create(Path(folder) / "run", s.as_dict())
         with store.writing():
             Driver(tasks_of(s), make_plan(s.plan), rig, Budget(**s.budget), store).run()  # type: ignore[arg-type]
         store.close()
-    return rig.flow.meter.nfe - before
+    return rig.flow.network.calls - before
 
 
 def bare(s: Settings, rig: Rig, calls: int) -> int:
     """The same number of calls on batches of the same shape, and nothing that is not needed for pictures."""
-    tasks, before = tasks_of(s), rig.flow.meter.nfe
-    cond = rig._conditions([tasks[i % len(tasks)].condition for i in range(rig.rows)])
+    tasks, before = tasks_of(s), rig.flow.network.calls
+    cond = rig.conditions([tasks[i % len(tasks)].condition for i in range(rig.rows)])
     with torch.inference_mode():
-        while rig.flow.meter.nfe - before < calls:
+        while rig.flow.network.calls - before < calls:
             keys = [tasks[i % len(tasks)].key.child("bare", i) for i in range(rig.rows)]
             state = State.stack([rig.start(k) for k in keys])
             for t in rig.times[1:]:
                 state = rig.solver.step(rig.flow, state, torch.full_like(state.t, t), cond)
             rig.decode(state.x)
-    return rig.flow.meter.nfe - before
+    return rig.flow.network.calls - before
 
 
 def scoring(rig: Rig, name: str, pictures: int) -> str:
@@ -110,6 +124,7 @@ def main() -> int:
     ).fill()
     rig = build_rig(s, scoring=False)
     rig.verifier = Free()
+    rig.flow = replace(rig.flow, network=Counted(rig.flow.network))
     print("command:", shlex.join(["python", *sys.argv]))
     print(f"seed {s.seed}, threads {s.threads}, rows {s.rows}, bf16 {s.bf16}, torch {torch.__version__}, commit {commit()}, "
           f"{platform.processor() or platform.machine()}")  # fmt: skip

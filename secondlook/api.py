@@ -80,6 +80,7 @@ def build_rig(s: Settings, scoring: bool = True, held: Any = None, guide: Verifi
         world.judges() if scoring else {},
         rows=s.rows or 16,
         pad=s.pad is not False,
+        inference=True,
     )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from secondlook.engine.driver import Driver
 from secondlook.engine.ledger import Budget
-from secondlook.engine.record import Record
+from secondlook.engine.record import Record, number_out
 from secondlook.engine.rig import Rig, build_flow
 from secondlook.engine.store import Store
 from secondlook.flow.grid import grid
@@ -136,6 +136,11 @@ def drive(
         some = list(given) if given is not None else tasks(prompts)
         Driver(some, make, rig, budget, store, total=total, window=window, patience=patience).run()  # type: ignore[arg-type]
     return Record.read(store)
+
+
+def judged(task: int, number: int, said: dict[str, float]) -> tuple[str, int, None, dict[str, object]]:
+    """What held-out judges said of an outcome, as a line of the log."""
+    return ("judged", task, None, {"outcome": number, "said": {k: number_out(v) for k, v in said.items()}})
 
 
 def spent(record: Record) -> dict[int, Cost]:

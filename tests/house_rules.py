@@ -23,7 +23,7 @@ LAYERS = {
     "report": 4,
     "bench": 5,
 }
-PLANS_KNOW = ("types", "errors", "calls", "plans")
+PLANS_KNOW = ("types", "moves", "errors", "calls", "plans")
 MARKS = re.compile(r"NotImplementedError|\bTODO\b|\bFIXME\b|\bXXX\b|# stub|pragma: no cover")
 
 

@@ -13,9 +13,12 @@ from secondlook.bench.stats import interval, macro
 from secondlook.engine.record import outcome_body
 from secondlook.engine.store import Store, sha256
 from secondlook.errors import ConfigError
+from secondlook.moves import Fresh
+from secondlook.noise import Key
 from secondlook.types import Condition, Cost, Outcome, Proposal
 from secondlook.worlds.scenes.grammar import TASKS
 from secondlook.worlds.scenes.render import Thing, render
+from tests.helpers import judged
 
 
 def test_macro_weighs_tasks_not_lines() -> None:
@@ -50,12 +53,12 @@ def stored(folder: Path, scores: list[float], nfe: int) -> Store:
     right = render([[Thing("circle", "red", 32.0, 32.0, 9.0)]])[0]
     wrong = render([[]])[0]
     for i, score in enumerate(scores):
-        proposal = Proposal({"name": "fresh", "key": f"{i:032x}"}, Condition("a red circle"))
+        proposal = Proposal(Fresh(Key(i)), Condition("a red circle"))
         picture = right if score > 0.5 else wrong
         store.save_picture(i, picture)
-        outcome = Outcome(i, proposal, score, {"judge": score / 2, "checker": 0.5})
+        outcome = Outcome(i, proposal, score)
         body = outcome_body(outcome, i, Cost(nfe=nfe, evals=2 * nfe, seconds=1.0), sha256(picture))
-        store.append([("outcome", 0, i, body)])
+        store.append([("outcome", 0, i, body), judged(0, i, {"judge": score / 2, "checker": 0.5})])
     return store
 
 

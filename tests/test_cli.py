@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 from pathlib import Path
 
@@ -219,7 +220,8 @@ def test_a_full_disk_leaves_a_run_that_can_be_resumed(shell: Shell, monkeypatch:
 
     def full(self: Store, name: int | str, picture: object) -> None:
         if name == 3:  # writes to /dev/full fail as on a disk without room
-            self.picture_path(name).with_suffix(".png.part").symlink_to("/dev/full")
+            path = self.picture_path(name)
+            path.with_name(f"{path.name}.{os.getpid()}.part").symlink_to("/dev/full")
         save(self, name, picture)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:

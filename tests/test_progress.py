@@ -16,7 +16,17 @@ NOTHING = np.zeros((1, 1, 3), np.uint8)
 
 
 def result(prompt: str, score: float, base: float, after: dict[str, float], before: dict[str, float]) -> Result:
-    return Result(prompt, NOTHING, score, after, NOTHING, base, before, Cost(4, 8, 1, 1, 12.34), 0)
+    return Result(
+        prompt,
+        NOTHING,
+        score,
+        after,
+        NOTHING,
+        base,
+        before,
+        Cost(nfe=4, evals=8, verdicts=1, decodes=1, seconds=12.34),
+        0,
+    )
 
 
 def test_judge_and_checker() -> None:

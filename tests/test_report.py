@@ -17,6 +17,7 @@ import pytest
 from secondlook.engine.record import outcome_body
 from secondlook.engine.store import Store, sha256
 from secondlook.errors import ConfigError
+from secondlook.moves import Fresh
 from secondlook.noise import Key
 from secondlook.plans.paths import paths
 from secondlook.plans.random import random
@@ -26,6 +27,7 @@ from secondlook.report.html import write_report
 from secondlook.report.text import esc, score, seconds
 from secondlook.report.view import read_run
 from secondlook.types import Condition, Cost, Outcome, Plan, Proposal, Task
+from tests.helpers import judged
 
 HOSTILE = "<script>alert(1)</script> & \"quotes\" 'single' </style>"
 CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome")) if p), None)
@@ -84,7 +86,16 @@ def make(folder: Path, search: Callable[[Task], Plan], prompts: list[str], round
             for proposal in proposals:
                 answer.append(record(store, n * len(prompts) + index, n, index, proposal, rng))
                 n += 1
-        store.append([("ended", index, None, {"winner": None, "out_of_budget": True})])
+        store.append(
+            [
+                (
+                    "ended",
+                    index,
+                    None,
+                    {"winner": None, "named": None, "out_of_budget": True, "left": {}, "baseline": False},
+                )
+            ]
+        )
     store.append([("done", None, None, {})])
     store.close()
     return folder
@@ -99,9 +110,9 @@ def record(store: Store, number: int, n: int, task: int, proposal: Proposal, rng
         digest = sha256(picture)
         value = math.nan if n % 5 == 4 else float(rng.random())
         parts = {"judge": float(rng.random()), "checker": float(rng.random() < 0.5)}
-    outcome = Outcome(number, proposal, value, parts)
+    outcome = Outcome(number, proposal, value if shown else None)
     cost = Cost(nfe=4, evals=8, verdicts=int(shown), decodes=int(shown), seconds=0.5)
-    store.append([("outcome", task, number, outcome_body(outcome, n, cost, digest))])
+    store.append([("outcome", task, number, outcome_body(outcome, n, cost, digest)), judged(task, number, parts)])
     return outcome
 
 
@@ -110,9 +121,10 @@ def add_baseline(folder: Path) -> None:
     store = Store.open(folder)
     picture = np.full((8, 8, 3), 90, np.uint8)
     store.save_picture("baseline-0000", picture)
-    base = Outcome(-1, Proposal({"name": "fresh", "key": "00"}, Condition("a")), 0.125, {"judge": 0.25, "checker": 0.0})
+    base = Outcome(-1, Proposal(Fresh(Key(0)), Condition("a")), 0.125)
     cost = Cost(nfe=17, evals=34, verdicts=1, decodes=1, seconds=0.3)
-    store.append([("baseline", 0, None, outcome_body(base, -1, cost, sha256(picture)))])
+    store.append([("baseline", 0, None, outcome_body(base, -1, cost, sha256(picture))),
+                  judged(0, -1, {"judge": 0.25, "checker": 0.0})])  # fmt: skip
     store.close()
 
 
@@ -254,11 +266,20 @@ def test_an_oracle_is_labelled(tmp_path: Path) -> None:
 def test_missing_measures_are_left_out(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     store = Store.create(folder, {"prompts": []})
-    move = {"name": "fresh", "key": "00"}
+    move = Fresh(Key(0))
     outcome = Outcome(0, Proposal(move, Condition("plain")), math.nan)
     picture = np.zeros((4, 4, 3), np.uint8)
     store.save_picture(0, picture)
-    store.append([("outcome", 0, 0, outcome_body(outcome, 0, Cost(1, 1, 1, 1, 0.1), sha256(picture)))])
+    store.append(
+        [
+            (
+                "outcome",
+                0,
+                0,
+                outcome_body(outcome, 0, Cost(nfe=1, evals=1, verdicts=1, decodes=1, seconds=0.1), sha256(picture)),
+            )
+        ]
+    )
     store.close()
     text, page = read(folder)
     assert "could not be scored" in text
@@ -304,9 +325,18 @@ def test_large_noisy_pictures_become_light_thumbnails(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     store = Store.create(folder, config(["x"]))
     picture = np.random.default_rng(0).integers(0, 256, (256, 128, 3)).astype(np.uint8)
-    outcome = Outcome(0, Proposal({"name": "fresh", "key": "00"}, Condition("x")), 0.5)
+    outcome = Outcome(0, Proposal(Fresh(Key(0)), Condition("x")), 0.5)
     store.save_picture(0, picture)
-    store.append([("outcome", 0, 0, outcome_body(outcome, 0, Cost(1, 1, 1, 1, 0.1), sha256(picture)))])
+    store.append(
+        [
+            (
+                "outcome",
+                0,
+                0,
+                outcome_body(outcome, 0, Cost(nfe=1, evals=1, verdicts=1, decodes=1, seconds=0.1), sha256(picture)),
+            )
+        ]
+    )
     store.close()
     text, _ = read(folder)
     sizes = [len(base64.b64decode(d)) for d in re.findall(r"data:image/jpeg;base64,([^\"]+)", text)]

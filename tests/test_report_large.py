@@ -24,6 +24,7 @@ from secondlook.report.html import write_report
 from secondlook.report.pictures import BIG_SIZES, Album
 from secondlook.report.text import clip, esc
 from secondlook.types import Condition, Cost, Outcome, Plan, Task
+from tests.helpers import judged
 from tests.test_report import CHROMIUM, MEASURE, Page, browse, config
 
 LONG = (
@@ -72,12 +73,23 @@ def make(
                 which = number % len(pictures)
                 store.picture_path(number).write_bytes(files[which])
                 said = {j: float(rng.uniform(0.2, 0.4)) + 5 * (j == "aesthetic") for j in judges}
-                outcome = Outcome(number, proposal, float(rng.normal()), said)
-                body = outcome_body(outcome, n, Cost(4, 8, 1, 1, 2.5), sha256(pictures[which]))
-                store.append([("outcome", index, number, body)])
+                outcome = Outcome(number, proposal, float(rng.normal()))
+                body = outcome_body(
+                    outcome, n, Cost(nfe=4, evals=8, verdicts=1, decodes=1, seconds=2.5), sha256(pictures[which])
+                )
+                store.append([("outcome", index, number, body), judged(index, number, said)])
                 answer.append(outcome)
                 n += 1
-        store.append([("ended", index, None, {"winner": None, "out_of_budget": False})])
+        store.append(
+            [
+                (
+                    "ended",
+                    index,
+                    None,
+                    {"winner": None, "named": None, "out_of_budget": False, "left": {}, "baseline": False},
+                )
+            ]
+        )
     store.append([("done", None, None, {})])
     store.close()
     return folder
@@ -224,8 +236,9 @@ def test_a_candidate_without_score_or_picture(tmp_path: Path) -> None:
     folder = make(tmp_path / "run", partial(random, n=2), ["a"], [photo(300, 300, 0)], ["clip"])
     store = Store.open(folder)
     [proposal] = next(random(Task(0, Condition("a"), Key(9)), n=1))
-    outcome = Outcome(7, proposal, math.nan, {"clip": math.nan})
-    store.append([("outcome", 0, 7, outcome_body(outcome, 2, Cost(1, 1, 1, 1, 1.0), None))])
+    outcome = Outcome(7, proposal, math.nan)
+    store.append([("outcome", 0, 7, outcome_body(outcome, 2, Cost(nfe=1, evals=1, verdicts=1, decodes=1, seconds=1.0), None)),
+                  judged(0, 7, {"clip": math.nan})])  # fmt: skip
     store.close()
     text = write_report(folder).read_text()
     assert "Outcome 7; new noise; could not be scored; clip –" in text

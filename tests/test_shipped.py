@@ -87,13 +87,13 @@ def test_a_row_does_not_depend_on_its_batch_mates(threads: int, bf16: bool) -> N
     asked = [t.condition for t in tasks]
     together, later = states, []
     for _ in range(3):
-        together = rig.step(together, [1.0] * 8, asked)
-    later = rig.step([*states[:4], *together[4:]], [1.0] * 8, asked)  # rows at different times
+        together, _ = rig.advance(together, [1.0] * 8, asked)
+    later, _ = rig.advance([*states[:4], *together[4:]], [1.0] * 8, asked)  # rows at different times
     for i in (0, 3, 7):
         alone = [states[i]]
         for _ in range(3):
-            alone = rig.step(alone, [1.0], [asked[i]])
+            alone, _ = rig.advance(alone, [1.0], [asked[i]])
         assert torch.equal(alone[0].x, together[i].x)
-    moved = rig.step([together[6], states[2]], [1.0, 1.0], [asked[6], asked[2]])
+    moved, _ = rig.advance([together[6], states[2]], [1.0, 1.0], [asked[6], asked[2]])
     assert torch.equal(moved[0].x, later[6].x)
     assert torch.equal(moved[1].x, later[2].x)

@@ -63,6 +63,7 @@ class Desk:
             worker.check()
         if self.fatal is not None:
             raise self.fatal
+        self.journal.check()
 
     @property
     def crowded(self) -> bool:
@@ -190,7 +191,7 @@ class Desk:
         self.inbox.put([])
 
     def _report(self, job: Job, body: dict[str, Any]) -> None:
-        self.journal.write([("failure", job.owner.task.index, None, {"outcome": job.logged, **body})])
+        self.journal.tell([("failure", job.owner.task.index, None, {"outcome": job.logged, **body})])
 
     # ---- held-out judges ---------------------------------------------------------------------------------------------
 
@@ -222,7 +223,7 @@ class Looking:
             self.desk._behind -= self.bytes
         if isinstance(found, BaseException):
             found = [found] * len(self.places)
-        self.desk.journal.write([line for (task, number), value in zip(self.places, found, strict=True)
+        self.desk.journal.tell([line for (task, number), value in zip(self.places, found, strict=True)
                                  for line in judged_lines(task, number, self.name, value)])  # fmt: skip
 
 

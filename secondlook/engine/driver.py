@@ -103,6 +103,7 @@ class Driver:
                 for number in record.tasks.get(task.index, []):
                     self.total.charge(Cost(), record.costs[number])
                 continue
+            record.judged.clear()  # what held-out judges said has no business where plans are
             self._begin(task, record)
             begun = True
         if begun and self.rig.settle is not None:

@@ -37,6 +37,16 @@ class Journal:
         """Hand an entry over. Raises what an earlier one failed with."""
         self._put(_Entry(lines, pictures))
 
+    def tell(self, lines: Sequence[Line]) -> None:
+        """The same from a thread beside the engine's: where the log has failed or is closed, the engine's thread says so, and
+        what was to be said is lost."""
+        if self._failed is None and self._thread is not None:
+            self._entries.put(_Entry(lines))
+
+    def check(self) -> None:
+        """Raise what an entry failed with."""
+        self._raise()
+
     def flush(self) -> None:
         """Until everything handed over is on the disk."""
         if self._thread is None:

@@ -21,8 +21,10 @@ class Budget:
                 raise ConfigError(f'There is no budget in "{name}"; {nearest(name, UNITS)}')
             if value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-                raise ConfigError(f"A budget must be a number above 0; got {name} = {value}.")
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise ConfigError(f"A budget must be a number; got {name} = {value!r}.")
+            if not value > 0:
+                raise ConfigError(f"A budget must be above 0; got {name} = {value}.")
         self.limits: dict[str, float] = {k: v for k, v in limits.items() if v is not None}
 
     def __eq__(self, other: object) -> bool:

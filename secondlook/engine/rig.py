@@ -56,7 +56,9 @@ class Rig:
     verifiers that only look. rows: the micro-batch that every network call is padded to, so that a row's result does not
     depend on its batch mates; without ``pad`` it is the most rows of a call, and the last bits of a row do depend on them.
     scale: what fresh noise is multiplied by. grids: other grids by their number of steps. device: where the rows lie.
-    prepare: called with the conditions of the tasks that begin, before the first is encoded; settle: after the last.
+    settle: called when the conditions of the tasks that begin are encoded. inference: whether the network is nobody's but ours,
+    so that PyTorch's inference mode, which is a little quicker, may be used; it would leave a user's weights untrainable where a
+    library casts or moves them on the way.
     """
 
     flow: Flow
@@ -74,6 +76,7 @@ class Rig:
     comparer: Comparer | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     settle: Callable[[], None] | None = None
+    inference: bool = False
     _encoded: OrderedDict[Condition, Any] = field(default_factory=OrderedDict, repr=False)
     _stacked: tuple[tuple[Condition, ...], Any] = field(default=((), None), repr=False)
 
@@ -174,7 +177,7 @@ class Rig:
         whole, index = self.padded(work.state)
         until = torch.tensor([work.until[i] for i in index]).to(whole.t.device)
         flow = self._metered(whole.known if work.known else None)
-        with torch.no_grad():
+        with self._quietly():
             moved = self.solver.step(flow, whole, until, self._asked(work, index))
         return (moved if len(index) == len(work.state) else moved.rows(range(len(work.state)))), _counted(flow)
 
@@ -183,7 +186,7 @@ class Rig:
         what it cost each row."""
         whole, index = self.padded(work.state)
         flow = self._metered(whole.known if work.known else None)
-        with torch.no_grad():
+        with self._quietly():
             e = flow.estimate(whole.x, whole.t, self._asked(work, index))
         n = len(work.state)
         assert flow.said is not None
@@ -198,6 +201,9 @@ class Rig:
     def _asked(self, work: Work, index: Sequence[int]) -> Any:
         pictures = None if work.pictures is None else [work.pictures[i] for i in index]
         return self.conditions([work.conditions[i] for i in index], pictures)
+
+    def _quietly(self) -> Any:
+        return torch.inference_mode() if self.inference else torch.no_grad()
 
     def _metered(self, known: Tensor | None) -> Asked:
         """The flow with a meter of its own, which remembers what the network says first."""
