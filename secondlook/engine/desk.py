@@ -198,18 +198,22 @@ class Desk:
     def _judge(self, jobs: list[Job]) -> None:
         if not jobs:
             return
-        for name, worker in self._judges.items():
-            work = Looking(self, name, jobs)
-            with self._lock:
-                self._behind += work.bytes
-            worker.do(work.call, work.answer)
+        for name in self._judges:
+            self.look(name, jobs)
+
+    def look(self, name: str, jobs: Sequence[Job]) -> None:
+        """Show pictures to a held-out judge."""
+        work = Looking(self, name, jobs)
+        with self._lock:
+            self._behind += work.bytes
+        self._judges[name].do(work.call, work.answer)
 
 
 class Looking:
     """A held-out judge's look at some pictures: not charged, never seen by a plan, nothing but lines in the log."""
 
     def __init__(self, desk: Desk, name: str, jobs: Sequence[Job]):
-        self.desk, self.name = desk, name
+        self.desk, self.name, self.jobs = desk, name, jobs
         self.samples = _samples(jobs)
         self.conditions = [j.owner.task.condition for j in jobs]
         self.places = [(j.owner.task.index, j.logged) for j in jobs]
@@ -221,6 +225,10 @@ class Looking:
     def answer(self, found: Any, took: float) -> None:
         with self.desk._lock:
             self.desk._behind -= self.bytes
+        if isinstance(found, NoAnswer) and len(self.jobs) > 1:  # some picture, not all: each alone
+            for job in self.jobs:
+                self.desk.look(self.name, [job])
+            return
         if isinstance(found, BaseException):
             found = [found] * len(self.places)
         self.desk.journal.tell([line for (task, number), value in zip(self.places, found, strict=True)
