@@ -50,8 +50,8 @@ import secondlook
 from secondlook.adapters import tiny
 from secondlook.adapters.base import Adapter
 from secondlook.adapters.chunks import no_memory
+from secondlook.disk.versions import commit
 from secondlook.engine.store import LARGE
-from secondlook.settings import commit
 from secondlook.types import Condition
 from secondlook.verify.measures import Sharpness
 

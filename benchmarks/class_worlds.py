@@ -19,10 +19,12 @@ import torch
 from torch import Tensor
 
 from secondlook import api
-from secondlook.cli.classes import WorldFeatures
+from secondlook.backends.find import find
+from secondlook.disk.versions import commit
 from secondlook.metrics import Evaluation, memorisation
-from secondlook.sample.plain import plain_samples
-from secondlook.settings import Settings, commit
+from secondlook.metrics.world import WorldFeatures
+from secondlook.sample.draws import sampler
+from secondlook.settings import Settings
 from secondlook.types import Condition
 from secondlook.verify import classify
 from secondlook.worlds import glyphs
@@ -62,10 +64,10 @@ def scores(world: str, pictures: Tensor, labels: Tensor) -> dict[str, Any]:
 def plain(world: str, guidance: float, each: int, seed: int) -> dict[str, Any]:
     """``each`` samples a class, Euler steps as the world's defaults have them."""
     classes = len(classify.world_of(world).classes)
-    s = Settings(
-        [str(i) for i in range(classes)], world=world, guidance=guidance, seed=seed, rows=128, bf16=False
-    ).fill()
-    pictures = torch.from_numpy(plain_samples(s, each))[..., : classify.world_of(world).shape[0]].contiguous()
+    s = Settings([str(i) for i in range(classes)], world=world, guidance=guidance, seed=seed, rows=128, bf16=False)
+    backend = find(None, s)
+    made = sampler(s.filled(backend.usual(s)), backend, each)
+    pictures = torch.from_numpy(made.draw_plain(range(made.count))[0]).contiguous()
     return scores(world, pictures, torch.arange(classes).repeat_interleave(each))
 
 

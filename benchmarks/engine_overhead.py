@@ -24,12 +24,14 @@ import torch
 from torch import Tensor
 
 from secondlook.api import build_rig, tasks_of
+from secondlook.backends.scenes import Scenes
+from secondlook.disk.versions import commit
 from secondlook.engine.driver import Driver
 from secondlook.engine.ledger import Budget
 from secondlook.engine.rig import Rig
 from secondlook.engine.store import Store
 from secondlook.flow.guidance import Network
-from secondlook.settings import Settings, commit, make_named, make_plan
+from secondlook.settings import Settings, make_named, make_plan
 from secondlook.types import Condition, State
 from secondlook.worlds.scenes.prompts import prompt_set
 
@@ -73,14 +75,14 @@ def engine(s: Settings, rig: Rig) -> int:
     with tempfile.TemporaryDirectory() as folder:
         store = Store.create(Path(folder) / "run", s.as_dict())
         with store.writing():
-            Driver(tasks_of(s), make_plan(s.plan), rig, Budget(**s.budget), store).run()  # type: ignore[arg-type]
+            Driver(tasks_of(s, Scenes(), rig.times), make_plan(s.plan), rig, Budget(**s.budget), store).run()  # type: ignore[arg-type]
         store.close()
     return rig.flow.network.calls - before
 
 
 def bare(s: Settings, rig: Rig, calls: int) -> int:
     """The same number of calls on batches of the same shape, and nothing that is not needed for pictures."""
-    tasks, before = tasks_of(s), rig.flow.network.calls
+    tasks, before = tasks_of(s, Scenes(), rig.times), rig.flow.network.calls
     cond = rig.conditions([tasks[i % len(tasks)].condition for i in range(rig.rows)])
     with torch.inference_mode():
         while rig.flow.network.calls - before < calls:
@@ -121,8 +123,9 @@ def main() -> int:
     prompts = [p.text for p in prompt_set("scenes-dev")[:: max(1, 300 // a.prompts)][: a.prompts]]
     s = Settings(
         prompts, a.plan, steps=a.steps, rows=a.rows, threads=a.threads, seed=a.seed, budget={"nfe": a.samples * a.steps}
-    ).fill()
-    rig = build_rig(s, scoring=False)
+    )
+    s = s.filled(Scenes().usual(s))
+    rig = build_rig(s, Scenes())
     rig.verifier = Free()
     rig.flow = replace(rig.flow, network=Counted(rig.flow.network))
     print("command:", shlex.join(["python", *sys.argv]))

@@ -21,11 +21,11 @@ from pathlib import Path
 
 import torch
 
+from secondlook.disk.versions import commit
 from secondlook.flow.estimate import Flow
 from secondlook.flow.path import Linear
 from secondlook.models.sit import Labels, SiT, SiTConfig
 from secondlook.noise import Key, normal
-from secondlook.settings import commit
 from secondlook.solvers.ode import Heun, Solver
 from secondlook.solvers.sde import EulerMaruyama
 from secondlook.types import State

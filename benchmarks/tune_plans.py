@@ -14,7 +14,7 @@ import numpy as np
 from secondlook import api
 from secondlook.bench.scenes import lines
 from secondlook.bench.stats import interval, macro
-from secondlook.registry import DEFAULTS
+from secondlook.worlds.scenes.world import Scenes
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
     prompts, tasks = lines("scenes-dev", args.each)
     for plan in args.plans:
         with tempfile.TemporaryDirectory() as folder:
-            found = api.draw(prompts, plan, Path(folder) / "run", nfe=args.samples * DEFAULTS["steps"],
+            found = api.draw(prompts, plan, Path(folder) / "run", nfe=args.samples * int(Scenes.usual["steps"]),
                              verifier=args.verifier, seed=args.seed)  # fmt: skip
         checker = np.array([r.verdicts["checker"] for r in found])
         low, high = interval(checker, tasks)

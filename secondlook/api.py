@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
+import inspect
 import math
-import shlex
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,225 +18,374 @@ import torch
 from PIL import Image
 
 import secondlook
-from secondlook import settings as conf
 from secondlook.adapters.chunks import fits
-from secondlook.backends import pipelines
-from secondlook.backends.shipped import exact, kit
-from secondlook.calls import parse_call
-from secondlook.engine.derive import replay
+from secondlook.backends.base import Backend
+from secondlook.backends.find import find, found_again
+from secondlook.calls import bind, parse_call
+from secondlook.disk.digests import file_digest
+from secondlook.disk.versions import commit, versions
+from secondlook.engine.derive import replay as redraw
 from secondlook.engine.driver import Driver, Progress
 from secondlook.engine.ledger import Budget
 from secondlook.engine.pricing import first_picture
 from secondlook.engine.record import Record
-from secondlook.engine.rig import Rig, build_flow
+from secondlook.engine.rescore import Rescored, judge_all
+from secondlook.engine.rescore import rescore as judge_again
+from secondlook.engine.rig import Rig
+from secondlook.engine.select import select
 from secondlook.engine.store import Store, refuse_full, sha256
-from secondlook.errors import ConfigError
-from secondlook.flow.grid import grid
-from secondlook.models.checkpoint import locate
+from secondlook.errors import ConfigError, nearest
 from secondlook.noise import Key
 from secondlook.notes import note
-from secondlook.settings import PIPELINE, Settings
-from secondlook.types import Cost, Task, Verifier
+from secondlook.registry import resolve
+from secondlook.settings import OPTIONS, Settings, make_named, make_plan, texts
+from secondlook.types import UNITS, Cost, Task, Verifier
+
+DEFAULT_SAMPLES = 20  # what an endless plan without a budget may spend, in plain samples
+ROLES = ("verifier", "critic", "comparer", "select")  # what may be an object in Python
+KINDS = {"select": "selector"}
 
 
 @dataclass(frozen=True)
 class Result:
-    """One prompt's outcome. ``picture`` and ``plain`` (the unsearched one) are uint8 [H, W, 3]; ``verdicts`` and
-    ``plain_verdicts`` hold the judge's and the checker's numbers; ``spent`` is what the search cost."""
+    """One prompt's outcome. ``picture`` and ``plain`` (the unsearched one) are uint8 [H, W, 3], read when they are first asked for;
+    ``verdicts`` and ``plain_verdicts`` hold what held-out judges and the checker said; ``spent`` is what the search cost; ``chosen``
+    are the outcomes that a selector or the plan chose, best first (the winner alone where there was neither)."""
 
     prompt: str
-    picture: np.ndarray
     score: float
     verdicts: dict[str, float]
-    plain: np.ndarray
     plain_score: float
     plain_verdicts: dict[str, float]
     spent: Cost
     outcome: int
+    read: Callable[[], np.ndarray] = field(repr=False, compare=False)
+    read_plain: Callable[[], np.ndarray] = field(repr=False, compare=False)
+    chosen: tuple[int, ...] = ()
+
+    @cached_property
+    def picture(self) -> np.ndarray:
+        return self.read()
+
+    @cached_property
+    def plain(self) -> np.ndarray:
+        return self.read_plain()
 
     def save(self, path: str | Path) -> None:
         """Write the picture as a PNG."""
         Image.fromarray(self.picture).save(path)
 
 
-def build_rig(s: Settings, scoring: bool = True, held: Any = None, guide: Verifier | None = None) -> Rig:
-    """The rig that settings describe; reads weights, so damaged files show here. Without ``scoring`` it has neither
-    verifier nor judges. held: the adapter of a pipeline's run. guide: a verifier that is an object."""
-    torch.set_num_threads(s.threads or torch.get_num_threads())
-    if scoring:
-        guide = guide or make_verifier(s)
-    if held is not None:
-        return pipelines.rig_of(s, held, guide if scoring else None)
-    world = kit(s.world)
-    loaded = world.load(locate(s.model))
-    with torch.inference_mode():
-        null = loaded.encode(None) if s.guidance != 1.0 else None
-    flow = build_flow(loaded.network, loaded.path, s.guidance, null, bool(s.bf16))
-    return Rig(
-        flow,
-        conf.make_named("solver", s.solver),
-        times_of(s),
-        loaded.encode,
-        world.decode,
-        guide if scoring else None,
-        world.judges() if scoring else {},
-        rows=s.rows or 16,
-        pad=s.pad is not False,
-        inference=True,
-    )
+@dataclass(frozen=True)
+class Judges:
+    """Who guides a run, as objects; None where nobody was named."""
+
+    verifier: Any = None
+    critic: Any = None
+    comparer: Any = None
+    select: Any = None
+
+    @staticmethod
+    def of(s: Settings, backend: Backend, objects: Mapping[str, Any]) -> Judges:
+        """Made from their names, or the objects that were given."""
+        found = {}
+        for role in ROLES:
+            text = getattr(s, role)
+            if role in objects:
+                found[role] = objects[role]
+            elif text is not None and text.startswith("object:"):
+                raise ConfigError(
+                    f'This run has the Python object "{text[7:]}" as its {role}; give it again: {role}=..., to go on.'
+                )
+            elif text is not None:
+                own = backend.verifier(text) if role == "verifier" else None
+                found[role] = own or make_named(KINDS.get(role, role), text)
+        return Judges(**found)
+
+    def code(self) -> dict[str, str]:
+        """Digests of the files in which judges from elsewhere are written, so that another code is not taken for the same."""
+        found = {}
+        for role in ROLES:
+            thing = getattr(self, role)
+            file = None if thing is None else _source(type(thing))
+            if file is not None:
+                found[f"{role}'s code"] = file_digest(file)
+        return found
 
 
-def times_of(s: Settings) -> tuple[float, ...]:
-    """A built-in world's grid."""
-    return grid(s.steps, 1.0 if s.shift is None else s.shift)
+def _source(kind: type) -> Path | None:
+    """The file of a class that is not this package's, where it has one."""
+    module = sys.modules.get(kind.__module__)
+    path = getattr(module, "__file__", None)
+    if kind.__module__.split(".")[0] == "secondlook" or path is None or not Path(path).is_file():
+        return None
+    return Path(path)
 
 
-def make_verifier(s: Settings) -> Verifier:
-    """The guide: the world's own by its name, or another package's."""
-    if s.verifier.startswith("object:"):
-        raise ConfigError(
-            f'This run is guided by the Python object "{s.verifier[7:]}"; give it again: verifier=..., to go on.'
-        )
-    own = None if s.world == PIPELINE else kit(s.world).verifier(s.verifier)
-    if s.world == PIPELINE:
-        pipelines.refuse_guide(s.verifier)
-    return own or conf.make_named("verifier", s.verifier)
+# ---- from what is asked to a run -----------------------------------------------------------------------------------------
 
 
-def digests(s: Settings, held: Any = None) -> dict[str, str]:
-    """SHA-256 of the weights files that decide a run: the model's, and the shipped verifier's and judge's."""
-    if held is not None:
-        return {"model": held.digest()}
-    files = {"model": locate(s.model), **kit(s.world).files()}
-    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items() if path.is_file()}
+def asked(options: Mapping[str, Any]) -> tuple[Settings, Any, dict[str, Any]]:
+    """Options as settings, with the model as it was given and judges that are objects. ConfigError for what is not an option."""
+    given = {k: v for k, v in options.items() if v is not None}
+    known = [*OPTIONS, *UNITS, *(f"total_{u}" for u in UNITS)]
+    unknown = [k for k in given if k not in known]
+    if unknown:
+        raise ConfigError(f"There is no option {unknown[0]!r}; {nearest(unknown[0], known)}")
+    budget = {u: given.pop(u) for u in UNITS if u in given}
+    total = {u: given.pop(f"total_{u}") for u in UNITS if f"total_{u}" in given}
+    objects = {}
+    for role in ROLES:
+        if role in given:
+            given[role], thing = named(role, given[role])
+            if thing is not None:
+                objects[role] = thing
+    model = given.get("model")
+    if model is not None and not isinstance(model, (str, Path)):
+        del given["model"]
+    return Settings(budget=budget, total=total, **given), model, objects
 
 
-def tasks_of(s: Settings, held: Any = None) -> list[Task]:
+def named(role: str, thing: Any) -> tuple[str, Any]:
+    """A judge's call-string as it is, or the name under which a run records an object."""
+    kind = KINDS.get(role, role)
+    if isinstance(thing, str):
+        if not thing.startswith("object:"):
+            call = parse_call(thing, kind)
+            bind(call, resolve(kind, call.name))  # a slip shows before a pipeline is loaded
+        return thing, None
+    name = getattr(thing, "name", None)
+    if inspect.isclass(thing) or not callable(thing) or not isinstance(name, str):
+        raise ConfigError(f"A {kind} is a call-string, or an object with a name that can be called "
+                          f"(docs/extending.md); got {thing if inspect.isclass(thing) else type(thing).__name__}.")  # fmt: skip
+    return f"object:{name}", thing
+
+
+def tasks_of(s: Settings, backend: Backend, times: tuple[float, ...]) -> list[Task]:
     """A task for each prompt; its noise is keyed by the seed and the prompt's place in the list."""
-    if held is None:
-        ask, times = kit(s.world).ask, times_of(s)
-    else:
-        ask, times = held.condition, held.schedule(s.steps, s.shift).times
     root = Key.root(s.seed)
-    return [Task(i, ask(p), root.child("task", i), times) for i, p in enumerate(s.prompts)]
+    return [Task(i, backend.condition(p), root.child("task", i), times) for i, p in enumerate(s.prompts)]
+
+
+def build_rig(s: Settings, backend: Backend, judges: Judges | None = None) -> Rig:
+    """The rig of filled settings; without ``judges`` one that only draws."""
+    rig = backend.rig(s, None if judges is None else judges.verifier, scoring=judges is not None)
+    if judges is not None:
+        rig.critic, rig.comparer = judges.critic, judges.comparer
+    return rig
 
 
 def budget_of(s: Settings, rig: Rig, task: Task) -> Budget:
-    """The run's budget; an endless plan with none may spend DEFAULT_SAMPLES plain samples."""
-    sample = rig.price(rig.begin, 1.0, "score")
-    budget = Budget(**s.budget)  # type: ignore[arg-type]
+    """The budget of a prompt; an endless plan with none may spend that of DEFAULT_SAMPLES plain samples."""
+    sample = rig.price(rig.begin, 1.0)
+    budget = Budget(**s.budget)
     budget.refuse_less_than(sample)
-    if budget.endless and parse_call(s.plan).name != "random":
-        budget = Budget(nfe=conf.DEFAULT_SAMPLES * sample.nfe)
-    budget.refuse_less_than(first_picture(conf.make_plan(s.plan), task, rig), f"The first picture of {s.plan}")
+    if budget.endless and not s.total and parse_call(s.plan).name != "random":
+        budget = Budget(nfe=DEFAULT_SAMPLES * sample.nfe)
+    budget.refuse_less_than(first_picture(make_plan(s.plan), task, rig), f"The first picture of {s.plan}")
     return budget
 
 
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """PyTorch's threads set inside, and as they were behind."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def draw(
-    prompts: str | Sequence[str],
+    prompts: Any,
     plan: str = "random(n=20)",
     out: str | Path | None = None,
     *,
-    nfe: int | None = None,
-    evals: int | None = None,
-    verdicts: int | None = None,
-    seconds: float | None = None,
     progress: Progress | None = None,
-    command: str | None = None,
     **options: Any,
 ) -> list[Result]:
     """Search for the best picture of each prompt and return one Result a prompt, in order.
 
-    Budgets hold for each prompt. ``out`` names the run's folder (new or empty; a temporary one by default).
-    ``options``: world, verifier, model, steps, solver, guidance, shift, seed, rows, pad, bf16, threads (see settings.Settings);
-    model may also be a diffusers pipeline, its folder or hub id, or what ``secondlook.load`` returned, and the options of
-    ``secondlook.load`` are then taken too; verifier may be an object. Raises ConfigError for anything not understood, before
-    a folder is made.
+    prompts: a text, a class's number, or several. ``out`` names the run's folder (new or empty; a temporary one by default). Budgets
+    (nfe, evals, verdicts, remarks, comparisons, backward, seconds) hold for each prompt, ``total_nfe`` and the like for all of them. The
+    other options are those of `secondlook draw --help`, with underscores; model may also be a diffusers pipeline or what
+    ``secondlook.load`` returned, and verifier, critic, comparer and select may be objects. Raises ConfigError for anything not
+    understood, before a folder is made.
     """
-    limits = {"nfe": nfe, "evals": evals, "verdicts": verdicts, "seconds": seconds}
-    _refuse_unknown(options)
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    conf.make_plan(plan)
-    Budget(**limits)  # type: ignore[arg-type]
-    if out is not None:
-        refuse_full(Path(out))
-    options, guide = {k: v for k, v in options.items() if v is not None}, None
-    if "verifier" in options:
-        options["verifier"], guide = pipelines.named(options["verifier"])
-    held = pipelines.hold(options.get("model"), options, options.get("world"))
-    if held is not None:
-        options = pipelines.usual(held, options)
-    s = Settings(texts, plan, budget=limits, **options).fill()
-    tasks = tasks_of(s, held)
-    command = command or _repeat(s, Path(out or "runs/again"))
-    s = s.resolved()
-    rig = build_rig(s, held=held, guide=guide)
-    s.budget = dict(budget_of(s, rig, tasks[0]).limits)
-    folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="secondlook-"))
-    config = {
-        **s.as_dict(),
-        "version": secondlook.__version__,
-        "commit": conf.commit(),
-        "versions": conf.versions(),
-        "command": command,
-        "oracle": exact(rig.verifier),
-        "weights": digests(s, held),
-    }
-    if held is not None:
-        pipelines.prepared(rig, held, [t.condition for t in tasks])
-    store = Store.create(folder, config)
-    return _carry(store, s, rig, progress, tasks)
+    s, model, objects = asked({"plan": plan, **options})
+    s.prompts = texts(prompts)
+    make_plan(s.plan)
+    folder = _folder(out)
+    backend = find(s.model if model is None else model, s)
+    s = s.filled(backend.usual(s)).resolved()
+    with backend.session(), threads(s.threads):
+        judges = Judges.of(s, backend, objects)
+        rig = build_rig(s, backend, judges)
+        tasks = tasks_of(s, backend, rig.times)
+        s.budget = dict(budget_of(s, rig, tasks[0]).limits)
+        config = {
+            **s.as_dict(),
+            "version": secondlook.__version__,
+            "commit": commit(),
+            "versions": versions(),
+            "command": s.command("draw", s.prompts, out=f"{folder or Path('runs/again')}-again"),
+            "oracle": backend.exact(judges.verifier),
+            "weights": {**backend.digests(), **judges.code()},
+        }
+        store = Store.create(folder or Path(tempfile.mkdtemp(prefix="secondlook-")), config)
+        return _carry(store, s, rig, judges, progress, tasks)
 
 
-def _refuse_other(store: Store, now: dict[str, str], pipeline: bool) -> None:
-    """ConfigError where the weights are not those that a run was drawn with."""
-    if store.config.get("weights", now) == now:
+def _folder(out: Any) -> Path | None:
+    if out is None:
+        return None
+    if not isinstance(out, (str, Path)):
+        raise ConfigError(f"--out must be a folder's name; got {out!r}.")
+    refuse_full(Path(out))
+    return Path(out)
+
+
+def _signature() -> inspect.Signature:
+    """``draw``'s, with every option by its name: made from the table of settings and that of units."""
+    own = [p for p in inspect.signature(draw).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    more = [*UNITS, *(f"total_{u}" for u in UNITS), *(n for n in OPTIONS if n != "plan")]
+    return inspect.Signature(
+        [*own, *(inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None) for n in more)]
+    )
+
+
+draw.__signature__ = _signature()  # type: ignore[attr-defined]
+
+
+def opened(out: Any) -> tuple[Store, Settings]:
+    """A run on disk with its settings."""
+    if not isinstance(out, (str, Path)):
+        raise ConfigError(f"A run is named by its folder; got {out!r}.")
+    store = Store.open(Path(out))
+    return store, Settings.of(store.config)
+
+
+def _refuse_other(store: Store, backend: Backend, now: dict[str, str]) -> None:
+    """ConfigError where the weights, or the code of judges, are not those that a run was drawn with."""
+    had = store.config.get("weights", now)
+    other = [k for k in {**had, **now} if had.get(k) != now.get(k)]
+    if not other:
         return
-    mend = ("Give the same pipeline, with the same LoRA and scheduler settings (model=pipe in Python)" if pipeline else
-            f"Install the release that made it ({store.config.get('version')})")  # fmt: skip
+    if "code" in other[0]:
+        raise ConfigError(f'The file of the {other[0]} is not what it was when the run "{store.folder}" began, so it cannot go on as one run. '
+                          "Put the former file back, or draw again into another folder.")  # fmt: skip
+    mend = (f"Install the release that made it ({store.config.get('version')})" if backend.name != "diffusers" else
+            "Give the same pipeline, with the same LoRA and scheduler settings (model=pipe in Python)")  # fmt: skip
     raise ConfigError(f'The weights are not those that the run "{store.folder}" began with, so it cannot go on as one run. '
-                      f"{mend}, or draw anew.")  # fmt: skip
-
-
-def _refuse_unknown(options: dict[str, Any]) -> None:
-    fixed = ("prompts", "plan", "budget", "pipeline")
-    known = [n for n in (*Settings.__dataclass_fields__, *pipelines.OPTIONS) if n not in fixed]
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise ConfigError(f"draw has no option {unknown[0]!r}; known: {', '.join(known)}.")
+                      f"{mend}, or draw again into another folder.")  # fmt: skip
 
 
 def resume(
-    out: str | Path, progress: Progress | None = None, *, model: Any = None, verifier: Verifier | None = None
+    out: str | Path, progress: Progress | None = None, *, model: Any = None, device: str | None = None, **objects: Any
 ) -> list[Result]:
-    """Finish an interrupted run; a finished one just gives its results. model, verifier: the objects that it was drawn with,
-    where they were objects."""
-    store = Store.open(Path(out))
-    s = Settings.of(store.config)
-    if Record.read(store).done:
+    """Finish an interrupted run, and judge again what its verifier failed with; a finished one just gives its results.
+
+    model, verifier, critic, comparer, select: the objects that it was drawn with, where they were objects. device: where it goes on.
+    """
+    store, s = opened(out)
+    given = _objects(s, objects)
+    record = Record.read(store)
+    unscored = any(
+        o.score is not None and math.isnan(o.score) and n not in record.rescored for n, o in record.outcomes.items()
+    )
+    if record.done and not unscored and (s.select is None or record.selector):
         return results(store)
-    if verifier is not None and pipelines.named(verifier)[0] != s.verifier:
-        raise ConfigError(
-            f'This run is guided by "{s.verifier.removeprefix("object:")}"; got the verifier "{verifier.name}". Give the one it began with.'
-        )
-    held = pipelines.again(s, model) if s.world == PIPELINE else None
-    now = digests(s, held)
-    _refuse_other(store, now, held is not None)
-    rig, tasks = build_rig(s, held=held, guide=verifier), tasks_of(s, held)
-    if held is not None:
-        pipelines.prepared(rig, held, [t.condition for t in tasks])
-    return _carry(store, s, rig, progress, tasks)
+    if device is not None:
+        s.device = device
+    backend = found_again(s, model, device)
+    with backend.session(), threads(s.threads):
+        judges = Judges.of(s, backend, given)
+        _refuse_other(store, backend, {**backend.digests(), **judges.code()})
+        rig = build_rig(s, backend, judges)
+        return _carry(store, s, rig, judges, progress, tasks_of(s, backend, rig.times))
 
 
-def _carry(store: Store, s: Settings, rig: Rig, progress: Progress | None, tasks: list[Task]) -> list[Result]:
-    with store.writing(), fits("this run", "Draw fewer rows at once (--rows), or smaller pictures."):
-        Driver(tasks, conf.make_plan(s.plan), rig, Budget(**s.budget), store).run(progress)  # type: ignore[arg-type]
-    failed = [f for f in Record.read(store).failures if "verifier" in f]
-    if failed:
-        last = failed[-1]["traceback"].strip().splitlines()[-1]
-        note(f'The verifier "{failed[-1]["verifier"]}" failed on {len(failed)} occasion{"s" * (len(failed) != 1)} ({last}); the pictures it was asked of then have no '
-             "score. The tracebacks are in the run's log and report.")  # fmt: skip
+def _objects(s: Settings, objects: Mapping[str, Any]) -> dict[str, Any]:
+    """Objects given at resume, by role; ConfigError where they are not those of the run."""
+    given = {}
+    for role, thing in objects.items():
+        if role not in ROLES:
+            raise ConfigError(f"There is no option {role!r} here; {nearest(role, ['model', 'device', *ROLES])}")
+        if thing is None:
+            continue
+        name, made = named(role, thing)
+        had = getattr(s, role)
+        if name != had:
+            raise ConfigError(f'This run has "{str(had).removeprefix("object:")}" as its {role}; got "{name.removeprefix("object:")}". Give the one it '
+                              "began with.")  # fmt: skip
+        if made is not None:
+            given[role] = made
+    return given
+
+
+def _carry(
+    store: Store, s: Settings, rig: Rig, judges: Judges, progress: Progress | None, tasks: list[Task]
+) -> list[Result]:
+    with store.writing():
+        with fits("this run", "Draw fewer rows at once (--rows), or smaller pictures."):
+            more = {} if s.patience is None else {"patience": s.patience}
+            total = _total(s, len(tasks))
+            Driver(
+                tasks, make_plan(s.plan), rig, _budget(s, len(tasks)), store, total=total, window=s.window, **more
+            ).run(progress)
+        if judges.verifier is not None:
+            _judge_again(store, judges.verifier, tasks)
+        if judges.select is not None:
+            select(store, judges.select, len(tasks))
+    _notes(store, s)
     return results(store)
+
+
+def _budget(s: Settings, count: int) -> Budget:
+    """A prompt's budget: its own, and where a total is split evenly its share."""
+    shares = (
+        {u: v / count if u == "seconds" else v // count for u, v in s.total.items()}
+        if s.split in (None, "even")
+        else {}
+    )
+    both = {u: min(v for v in (s.budget.get(u), shares.get(u)) if v is not None) for u in {**s.budget, **shares}}
+    if any(v <= 0 for v in both.values()):
+        raise ConfigError(f"The total budget has less than 1 for each of {count} prompts; raise it.")
+    return Budget(**both)
+
+
+def _total(s: Settings, count: int) -> Budget | None:
+    return Budget(**s.total) if s.split == "pool" and s.total else None
+
+
+def _judge_again(store: Store, verifier: Verifier, tasks: Sequence[Task]) -> Rescored:
+    """Score what has no score; say what moved."""
+    done = judge_again(store, verifier, tasks)
+    if done.moved:
+        note(f"Judged again, {len(done.moved)} prompt{'s have' if len(done.moved) > 1 else ' has'} another best picture than before "
+             f"(by place: {', '.join(map(str, done.moved[:10]))}); the plan had decided without these scores.")  # fmt: skip
+    return done
+
+
+def _notes(store: Store, s: Settings) -> None:
+    """What a person should know of a run that went on although something failed."""
+    record = Record.read(store)
+    for role in ("verifier", "critic", "comparer"):
+        failed = [f for f in record.failures if role in f and f.get("outcome") not in record.rescored]
+        if failed:
+            last = str(failed[-1].get("error"))
+            note(f'The {role} "{failed[-1][role]}" failed with {len(failed)} picture{"s" * (len(failed) != 1)} ({last}), which have no answer of it. The '
+                 "tracebacks are in the run's log and report; `secondlook resume` asks again for scores.")  # fmt: skip
+    limit = s.budget.get("seconds")
+    over = [i for i in record.tasks if limit is not None and record.spent(i).seconds > 1.5 * limit]
+    if over and limit is not None:
+        most = max(record.spent(i).seconds for i in over)
+        note(f"The budget of {limit:g} seconds was overspent by {len(over)} prompt{'s' * (len(over) != 1)} (up to {most:.1f} s): what is under way is "
+             "finished, and a verifier's answer is waited for.")  # fmt: skip
+
+
+# ---- results -------------------------------------------------------------------------------------------------------------
 
 
 def results(store: Store) -> list[Result]:
@@ -247,20 +398,24 @@ def results(store: Store) -> list[Result]:
         if plain is None:
             continue
         base, name = plain
-        if winner is None:  # the budget bought no finished picture: the unsearched one stands
-            pictures = store.picture(name), store.picture(name)
-            winner = base
-        else:
-            pictures = store.checked(winner.id, record.digests[winner.id]), store.picture(name)
+        read_plain = _reader(store, name, None)
+        # the budget may have bought no finished picture: then the unsearched one stands
+        read = read_plain if winner is None else _reader(store, winner.id, record.digests[winner.id])
+        winner = winner or base
         scores = [math.nan if o.score is None else o.score for o in (winner, base)]
-        out.append(Result(prompt, pictures[0], scores[0], record.said(winner.id), pictures[1], scores[1], record.said(base.id),
-                          record.spent(i), winner.id))  # fmt: skip
+        chosen = tuple(record.chosen(i)) or (winner.id,)
+        out.append(Result(prompt, scores[0], record.said(winner.id), scores[1], record.said(base.id), record.spent(i), winner.id, read,
+                          read_plain, chosen))  # fmt: skip
     return out
+
+
+def _reader(store: Store, name: int | str, digest: str | None) -> Callable[[], np.ndarray]:
+    return lambda: store.checked(name, digest)
 
 
 def open_run(out: str | Path) -> list[Result]:
     """The results of a run on disk, finished or not."""
-    return results(Store.open(Path(out)))
+    return results(opened(out)[0])
 
 
 @dataclass(frozen=True)
@@ -274,9 +429,9 @@ class Replayed:
     picture: np.ndarray = field(repr=False)
 
 
-def replay_outcome(out: str | Path, outcome: int, *, model: Any = None) -> Replayed:
+def replay(out: str | Path, outcome: int, *, model: Any = None, device: str | None = None) -> Replayed:
     """Draw one outcome again from its recorded derivation alone."""
-    store = Store.open(Path(out))
+    store, s = opened(out)
     record = Record.read(store)
     if outcome not in record.outcomes:
         have = sorted(record.outcomes)
@@ -284,39 +439,32 @@ def replay_outcome(out: str | Path, outcome: int, *, model: Any = None) -> Repla
         raise ConfigError(f'The run "{out}" has no outcome {outcome}; {known}.')
     if record.digests[outcome] is None:
         raise ConfigError(
-            f"Outcome {outcome} is a half-made state that nobody looked at; it has no picture to compare."
+            f"Outcome {outcome} has no picture to compare: it is a half-made state that nobody looked at, or its row overflowed."
         )
-    s = Settings.of(store.config)
-    held = pipelines.again(s, model) if s.world == PIPELINE else None
-    if held is not None:
-        _refuse_other(store, digests(s, held), True)
-    picture = replay(build_rig(s, scoring=False, held=held), outcome, lambda i: record.outcomes[i].proposal)
+    if device is not None:
+        s.device = device
+    backend = found_again(s, model, device)
+    with backend.session(), threads(s.threads):
+        had = store.config.get("weights", {})
+        _refuse_other(store, backend, {**{k: v for k, v in had.items() if "code" in k}, **backend.digests()})
+        picture = redraw(build_rig(s, backend), outcome, lambda i: record.outcomes[i].proposal)
     recorded = store.picture(outcome)
     gap = np.abs(picture.astype(int) - recorded).max() if picture.shape == recorded.shape else 255
     return Replayed(outcome, sha256(picture) == record.digests[outcome], int(gap), picture)
 
 
-_UNNAMED = {"model": "FOLDER_OR_ID", "verifier": "MODULE:ATTR"}  # in the place of Python objects
+replay_outcome = replay
 
 
-def _nameless(value: str) -> bool:
-    return not value or value.startswith("object:")
-
-
-def _repeat(s: Settings, folder: Path) -> str:
-    """The command line that repeats a run made from Python."""
-    words = ["secondlook", "draw", *(s.prompts if len(s.prompts) == 1 else ["--prompts", "FILE"]), "--plan", s.plan]
-    for name, value in s.budget.items():
-        if value is not None:
-            words += [f"--{name}", str(value)]
-    for name in ("world", "verifier", "model", "steps", "solver", "guidance", "shift", "seed", "rows", "threads"):
-        if (value := getattr(s, name)) is not None and (name, value) != ("world", PIPELINE):
-            words += [f"--{name}", _UNNAMED.get(name, "") if _nameless(str(value)) else str(value)]
-    if s.pad is not None:
-        words.append("--pad" if s.pad else "--no-pad")
-    for name in pipelines.OPTIONS:
-        value = s.pipeline.get(name)
-        if value is not None and value is not False and (name, value) != ("true_guidance", 1.0):
-            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
-    words += ["--bf16" if s.bf16 else "--no-bf16", "--out", str(folder) + "-again"]
-    return shlex.join(words)
+def rescore(out: str | Path, *, verifier: Any = None, model: Any = None) -> Rescored | int:
+    """Judge a run's pictures again. Without ``verifier``: those that the run's own verifier was asked of and could not judge. With
+    one (a call-string or an object): all of them, into the log as those of a held-out judge; returns how many."""
+    store, s = opened(out)
+    backend = found_again(s, model)
+    with store.writing(), backend.session(), threads(s.threads):
+        tasks = tasks_of(s, backend, (0.0, 1.0))
+        if verifier is None:
+            return _judge_again(store, Judges.of(s, backend, {}).verifier, tasks)
+        name, thing = named("verifier", verifier)
+        made = thing or backend.verifier(name) or make_named("verifier", name)
+        return judge_all(store, name.removeprefix("object:"), made, tasks)

@@ -1,78 +1,83 @@
-"""Names and where they live. Literal tables, so that listing costs no import; `module:attr` reaches other packages."""
+"""Names, where they live and what they are. Literal tables, one row a thing, so that listing costs no import;
+`module:attr` reaches other packages."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 from secondlook.errors import ConfigError, nearest
 
+
+class Row(NamedTuple):
+    """target: `module:attr`. about: one line for `secondlook list`."""
+
+    target: str
+    about: str
+
+
 PLANS = {
-    "random": "secondlook.plans.random:random",
-    "zero_order": "secondlook.plans.zero_order:zero_order",
-    "paths": "secondlook.plans.paths:paths",
+    "random": Row("secondlook.plans.random:random", "best of n fresh noises (2501.09732)"),
+    "zero_order": Row("secondlook.plans.zero_order:zero_order", "local search around a pivot noise (2501.09732)"),
+    "paths": Row(
+        "secondlook.plans.paths:paths", "search over paths: re-noise half-made pictures and keep the best (2501.09732)"
+    ),
 }
 SOLVERS = {
-    "euler": "secondlook.solvers.ode:Euler",
-    "heun": "secondlook.solvers.ode:Heun",
-    "rk4": "secondlook.solvers.ode:RK4",
-    "dopri5": "secondlook.solvers.adaptive:Dopri5",
-    "sde": "secondlook.solvers.sde:EulerMaruyama",
-    "sde_heun": "secondlook.solvers.sde:StochasticHeun",
-    "ddim": "secondlook.solvers.ddpm:DDIM",
-    "ddpm": "secondlook.solvers.ddpm:Ancestral",
-    "dpmpp": "secondlook.solvers.dpm:DPMpp",
-}
+    "euler": Row("secondlook.solvers.ode:Euler", "first-order ODE, one evaluation a step"),
+    "heun": Row("secondlook.solvers.ode:Heun", "second-order ODE, two evaluations a step"),
+    "rk4": Row("secondlook.solvers.ode:RK4", "fourth-order ODE, four evaluations a step"),
+    "dopri5": Row("secondlook.solvers.adaptive:Dopri5",
+                  "adaptive ODE, the step chosen for each row alone; for sample, not for searches (its cost is not known before)"),
+    "sde": Row("secondlook.solvers.sde:EulerMaruyama", "Euler-Maruyama on SiT's SDE, one evaluation a step"),
+    "sde_heun": Row("secondlook.solvers.sde:StochasticHeun", "stochastic Heun on SiT's SDE, two evaluations a step"),
+    "ddim": Row("secondlook.solvers.ddpm:DDIM",
+                "DDIM (2010.02502): exponential first-order step; eta from 0 (no noise) to 1 (ancestral), one evaluation a step"),
+    "ddpm": Row("secondlook.solvers.ddpm:Ancestral",
+                "DDPM's ancestral steps (2006.11239), variance learned, small or large, one evaluation a step"),
+    "dpmpp": Row("secondlook.solvers.dpm:DPMpp",
+                 "DPM-Solver++ (2211.01095): second-order multistep, one evaluation a step; eta from 0 (ODE) to 1 (SDE)"),
+}  # fmt: skip
 VERIFIERS = {
-    "learned": "secondlook.verify.builtin:learned",
-    "judge": "secondlook.verify.builtin:judge",
-    "oracle": "secondlook.verify.builtin:oracle",
-    "brightness": "secondlook.verify.measures:Brightness",
-    "sharpness": "secondlook.verify.measures:Sharpness",
-    "compressibility": "secondlook.verify.measures:Compressibility",
+    "learned": Row("secondlook.verify.builtin:learned",
+                   "the shipped verifier: a network detects objects, fixed rules compare them with the prompt; guides"),
+    "judge": Row("secondlook.verify.builtin:judge", "the shipped held-out judge: a second network of the same kind, never used for selection"),
+    "oracle": Row("secondlook.verify.builtin:oracle", "the world's exact checker; as a guide it gives an upper bound, and is labelled so"),
+    "brightness": Row("secondlook.verify.measures:Brightness", "mean luma, 0 to 1; knows nothing of the prompt: for trying things out"),
+    "sharpness": Row("secondlook.verify.measures:Sharpness", "spread of the luma's Laplacian; knows nothing of the prompt: for trying things out"),
+    "compressibility": Row("secondlook.verify.measures:Compressibility",
+                           "minus the JPEG's kilobytes, sign=-1: plus (2305.13301); knows nothing of the prompt: for trying things out"),
+}  # fmt: skip
+SELECTORS = {
+    "best": Row("secondlook.engine.select:Best", "the highest score of each prompt"),
+    "rank_mean": Row(
+        "secondlook.engine.select:RankMean", "the best mean rank in the score and the verifier's components"
+    ),
+    "diverse": Row("secondlook.engine.select:Diverse", "pictures of each prompt that are good and differ"),
+    "greedy_fid": Row(
+        "secondlook.engine.select:GreedyFID", "one picture a prompt so that all of them are near a reference (FID)"
+    ),
 }
-WORLDS = {
-    "scenes": "secondlook.worlds.scenes.world:Scenes",
-    "digits": "secondlook.worlds.digits:Digits",
-    "glyphs": "secondlook.worlds.glyphs:Glyphs",
-    "mixture": "secondlook.worlds.mixture:Mixture",
+CRITICS: dict[str, Row] = {}
+COMPARERS: dict[str, Row] = {}
+WORLDS = {  # what can be drawn in; each row's backend says all else of a world
+    "scenes": Row("secondlook.backends.scenes:Scenes", "text-to-image: coloured shapes, counts and relations, 64 x 64"),
+    "digits": Row(
+        "secondlook.backends.digits:Digits",
+        "classes 0 to 9: handwritten digits, 8 x 8, real data; a stand-in for ImageNet",
+    ),
+    "glyphs": Row(
+        "secondlook.backends.glyphs:Glyphs",
+        "32 classes: one coloured shape, 32 x 32, unlimited data; a stand-in for ImageNet",
+    ),
 }
 _DATA = Path(__file__).parent / "data"
-MODELS = {"scenes": "scenes-base.safetensors",
-          **{n: f"{n}-base.safetensors" for n in ("digits", "glyphs") if (_DATA / f"{n}-base.safetensors").is_file()}}  # fmt: skip
-ABOUT = {
-    "random": "best of n fresh noises (2501.09732)",
-    "zero_order": "local search around a pivot noise (2501.09732)",
-    "paths": "search over paths: re-noise half-made pictures and keep the best (2501.09732)",
-    "euler": "first-order ODE, one evaluation a step",
-    "heun": "second-order ODE, two evaluations a step",
-    "rk4": "fourth-order ODE, four evaluations a step",
-    "dopri5": "adaptive ODE, the step chosen for each row alone; for sample, not for searches (its cost is not known before)",
-    "sde": "Euler-Maruyama on SiT's SDE, one evaluation a step",
-    "sde_heun": "stochastic Heun on SiT's SDE, two evaluations a step",
-    "ddim": "DDIM (2010.02502): exponential first-order step; eta from 0 (no noise) to 1 (ancestral), one evaluation a step",
-    "ddpm": "DDPM's ancestral steps (2006.11239), variance learned, small or large, one evaluation a step",
-    "dpmpp": "DPM-Solver++ (2211.01095): second-order multistep, one evaluation a step; eta from 0 (ODE) to 1 (SDE)",
-    "learned": "the shipped verifier: a network's findings, held against the prompt's rules; guides",
-    "judge": "the shipped second network, of the same kind: judges what others guided",
-    "oracle": "the world's exact checker; as a guide it gives an upper bound, and is labelled so",
-    "brightness": "mean luma, 0 to 1; knows nothing of the prompt: for trying things out",
-    "sharpness": "spread of the luma's Laplacian; knows nothing of the prompt: for trying things out",
-    # The list pads names to twelve letters, and this one is longer.
-    "compressibility": "minus the JPEG's kilobytes, sign=-1: plus (2305.13301); knows nothing of the prompt: for trying things out",
-    "scenes": "text-to-image: coloured shapes, counts and relations, 64 x 64",
-    "digits": "classes 0 to 9: handwritten digits, 8 x 8, real data; a stand-in for ImageNet",
-    "glyphs": "32 classes: one coloured shape, 32 x 32, unlimited data; a stand-in for ImageNet",
-    "mixture": "an exact Gaussian mixture, for tests",
+MODELS = {  # shipped weights, by name
+    name: f"{name}-base.safetensors" for name in WORLDS if (_DATA / f"{name}-base.safetensors").is_file()
 }
-ABOUT_MODELS = {
-    "scenes": "the shipped text-to-image transformer of the Scenes world",
-    "digits": "the shipped class-conditional transformer of the Digits world",
-    "glyphs": "the shipped class-conditional transformer of the Glyphs world",
-}
-PIPELINES = {  # what `draw --model` takes from diffusers, and the adapters that take it
+PIPELINES = {  # what --model takes from diffusers, and the adapters that take it
     "sana": "SanaPipeline (SANA 1.0 and 1.5): flow, DPM-Solver++ or Euler",
     "flux": "FluxPipeline (FLUX.1 dev and schnell): flow, packed latents, distilled and true guidance",
     "sd3": "StableDiffusion3Pipeline (SD3 and 3.5): flow, three text encoders",
@@ -81,21 +86,33 @@ PIPELINES = {  # what `draw --model` takes from diffusers, and the adapters that
     "dit": "DiTPipeline: classes, noise prediction, learned variance",
     "sit": "SiT weights files with --vae: classes, any path and prediction",
 }
-DEFAULTS: dict[str, Any] = {"steps": 20, "guidance": 2.5, "shift": 3.0}  # chosen on scenes-dev: docs/results/sweep.md
-WORLD_DEFAULTS: dict[str, dict[str, Any]] = {
-    "scenes": DEFAULTS,
-    "digits": {"steps": 20, "guidance": 1.5, "shift": 1.0},
-    "glyphs": {"steps": 20, "guidance": 1.5, "shift": 2.0},
-}
-TABLES = {"plan": PLANS, "solver": SOLVERS, "verifier": VERIFIERS, "world": WORLDS}
+TABLES: dict[str, dict[str, Row]] = {
+    "plan": PLANS, "solver": SOLVERS, "verifier": VERIFIERS, "selector": SELECTORS, "critic": CRITICS, "comparer": COMPARERS, "world": WORLDS,
+}  # fmt: skip
+
+
+def listing(what: str) -> list[tuple[str, str]]:
+    """Names and what they are, for `secondlook list WHAT`; ConfigError for another word."""
+    shown = {f"{kind}s": kind for kind in TABLES}
+    if what in shown:
+        rows = TABLES[shown[what]]
+        return [
+            (name, (f"{row.about}: {written(name)}" if what == "plans" else row.about)) for name, row in rows.items()
+        ]
+    if what == "models":
+        return [(name, f"the shipped transformer of the world {name}: {WORLDS[name].about}") for name in MODELS]
+    if what == "pipelines":
+        return list(PIPELINES.items())
+    raise ConfigError(f'There is nothing called "{what}" to list; {nearest(what, [*shown, "models", "pipelines"])}')
 
 
 def resolve(kind: str, name: str) -> Any:
     """The object behind a name of TABLES[kind], or behind `module:attr`."""
     table = TABLES[kind]
-    target = table.get(name, name)
+    target = table[name].target if name in table else name
     if ":" not in target:
-        raise ConfigError(f'There is no {kind} "{name}"; {nearest(name, table)}')
+        known = nearest(name, table) if table else "write package.module:attribute."
+        raise ConfigError(f'There is no {kind} "{name}"; {known}')
     module, attr = target.split(":", 1)
     try:
         found = getattr(importlib.import_module(module), attr)
@@ -104,16 +121,15 @@ def resolve(kind: str, name: str) -> Any:
     except Exception as error:  # whatever another package's top level raises
         raise ConfigError(f'The {kind} "{name}" cannot be imported: {type(error).__name__}: {error}.') from None
     if not _makes(kind, found):
-        raise ConfigError(f'"{name}" is no {kind}: wanted {_WANTED[kind]}.')
+        raise ConfigError(f'"{name}" is not a {kind}: expected {_EXPECTED[kind]}.')
     return found
 
 
-_WANTED = {
-    "plan": "a generator function of a task",
-    "verifier": "a class with __call__, or a function annotated to return one",
-    "solver": "a class with a method step, or a function annotated to return one",
-    "world": "a class",
-}
+_CALLED = "a class with __call__, or a function annotated to return one"
+_EXPECTED = {
+    "plan": "a generator function of a task", "verifier": _CALLED, "critic": _CALLED, "comparer": _CALLED, "selector": _CALLED,
+    "solver": "a class with a method step, or a function annotated to return one", "world": "a class",
+}  # fmt: skip
 
 
 def _makes(kind: str, target: Any) -> bool:
@@ -128,7 +144,7 @@ def _makes(kind: str, target: Any) -> bool:
             return False
     if kind == "world":
         return inspect.isclass(made)
-    method = {"verifier": "__call__", "solver": "step"}[kind]
+    method = "step" if kind == "solver" else "__call__"
     return inspect.isclass(made) and inspect.isfunction(getattr(made, method, None))
 
 

@@ -56,9 +56,9 @@ def load(model: Any, *, dtype: Any = None, device: Any = None, adapter: Any = No
                               "object, as diffusers has it.")  # fmt: skip
         return _hold(model, adapter, chosen)
     if vae is not None and Path(model).is_dir() and not (Path(model) / "model_index.json").exists():
-        from secondlook.sample.classes import find
+        from secondlook.models.find import weights_file
 
-        model = find(str(model))  # a folder that training or import wrote
+        model = weights_file(str(model))  # a folder that training or import wrote
     if Path(model).suffix in WEIGHTS:
         from secondlook.adapters.sit import load_weights
 

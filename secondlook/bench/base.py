@@ -18,11 +18,10 @@ from pathlib import Path
 import numpy as np
 
 import secondlook
-from secondlook import settings as conf
 from secondlook.api import build_rig, tasks_of
+from secondlook.backends.scenes import Scenes
 from secondlook.bench.stats import interval, macro
-from secondlook.registry import DEFAULTS
-from secondlook.sample.plain import run_all
+from secondlook.disk.versions import commit
 from secondlook.settings import Settings
 from secondlook.worlds.scenes.checker import check
 from secondlook.worlds.scenes.prompts import prompt_set
@@ -31,10 +30,12 @@ from secondlook.worlds.scenes.prompts import prompt_set
 def draw(split: str, every: int, s: Settings, samples: range) -> np.ndarray:
     """Whether the checker finds each prompt's samples of these numbers right: float64 [prompts, len(samples)]."""
     prompts = prompt_set(split)[::every]
-    rig, tasks = build_rig(s, scoring=False), tasks_of(s)
+    backend = Scenes(s.model)
+    rig = build_rig(s, backend)
+    tasks = tasks_of(s, backend, rig.times)
     columns = []
     for k in samples:
-        pictures = run_all(rig, [rig.start(t.key.child("draw", k)) for t in tasks], [t.condition for t in tasks])
+        pictures = rig.finish([rig.start(t.key.child("draw", k)) for t in tasks], [t.condition for t in tasks])
         columns.append(check(pictures, prompts).astype(float))
         print(f"sample {k}: mean {columns[-1].mean():.3f}", file=sys.stderr, flush=True)
     return np.stack(columns, 1)
@@ -44,7 +45,8 @@ def score(args: argparse.Namespace) -> dict[str, object]:
     """Draw, check, and average: shares by task, macro and per-prompt means with 95 % intervals over prompts."""
     prompts = prompt_set(args.split)[:: args.every]
     s = Settings([p.text for p in prompts], model=args.model, steps=args.steps, guidance=args.guidance,
-                 shift=args.shift, seed=args.seed, threads=None if args.workers == 1 else 1).fill()  # fmt: skip
+                 shift=args.shift, seed=args.seed, threads=None if args.workers == 1 else 1)  # fmt: skip
+    s = s.filled(Scenes(s.model).usual(s))
     begin = time.perf_counter()
     jobs = [(args.split, args.every, s, range(w, args.samples, args.workers)) for w in range(args.workers)]
     if args.workers == 1:
@@ -63,7 +65,7 @@ def score(args: argparse.Namespace) -> dict[str, object]:
         "command": f"python -m secondlook.bench.base --split {args.split} --samples {args.samples} --every {args.every} "
         f"--guidance {args.guidance} --steps {args.steps} --shift {args.shift} --seed {args.seed}",
         "version": secondlook.__version__,
-        "commit": conf.commit(),
+        "commit": commit(),
         "prompts": len(prompts),
         "by_task": {t: round(float(mean[names == t].mean()), 3) for t in dict.fromkeys(tags)},
         "macro": round(macro(mean, tags), 3),
@@ -84,9 +86,9 @@ def main() -> int:
     parser.add_argument("--samples", type=int, default=20)
     parser.add_argument("--every", type=int, default=1, help="take each EVERY-th prompt")
     parser.add_argument("--model", default="scenes")
-    parser.add_argument("--guidance", type=float, default=DEFAULTS["guidance"])
-    parser.add_argument("--steps", type=int, default=DEFAULTS["steps"])
-    parser.add_argument("--shift", type=float, default=DEFAULTS["shift"])
+    parser.add_argument("--guidance", type=float, default=Scenes.defaults["guidance"])
+    parser.add_argument("--steps", type=int, default=Scenes.defaults["steps"])
+    parser.add_argument("--shift", type=float, default=Scenes.defaults["shift"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1, help="processes of one thread each")
     parser.add_argument("--results", help="a JSON file to write")

@@ -23,13 +23,14 @@ from secondlook.cli.progress import Progress
 from secondlook.engine.record import Record
 from secondlook.engine.store import LOG, Store
 from secondlook.errors import ConfigError
-from secondlook.registry import DEFAULTS
 from secondlook.settings import Settings
 from secondlook.worlds.scenes.checker import check
 from secondlook.worlds.scenes.grammar import TASKS, parse
 from secondlook.worlds.scenes.prompts import PER_TASK, prompt_set
+from secondlook.worlds.scenes.world import Scenes
 
-EVALS = 2 * DEFAULTS["steps"]  # of one sample: guidance takes two network passes a step
+STEPS = int(Scenes.usual["steps"])
+EVALS = 2 * STEPS  # of one sample: guidance takes two network passes a step
 SIZES = (8, 20)
 EACH = 20
 
@@ -41,7 +42,7 @@ class Method:
     name: str
     plan: str
     verifier: str = "learned"
-    steps: int = DEFAULTS["steps"]
+    steps: int = STEPS
     samples: int = max(SIZES)
 
     @property
@@ -54,7 +55,7 @@ METHODS = (
     Method("random", "random(n=20)"),
     Method("zero_order", "zero_order()"),
     Method("paths", "paths()"),
-    *(Method(f"more steps x{n}", "random(n=1)", steps=n * DEFAULTS["steps"], samples=1) for n in SIZES),
+    *(Method(f"more steps x{n}", "random(n=1)", steps=n * STEPS, samples=1) for n in SIZES),
     Method("random", "random(n=20)", "oracle"),
     Method("zero_order", "zero_order()", "oracle"),
     Method("paths", "paths()", "oracle"),
@@ -83,8 +84,8 @@ def carry(method: Method, prompts: list[str], folder: Path, seed: int) -> Store:
     if (folder / LOG).exists():
         had = Store.open(folder).config
         wanted = {"prompts": prompts, "verifier": method.verifier, "steps": method.steps, "seed": seed,
-                  "plan": Settings(prompts, method.plan).resolved().plan}  # fmt: skip
-        had["plan"] = Settings(prompts, had["plan"]).resolved().plan
+                  "plan": Settings(plan=method.plan).resolved().plan}  # fmt: skip
+        had["plan"] = Settings(plan=had["plan"]).resolved().plan
         for key, value in wanted.items():
             if had[key] != value:
                 raise ConfigError(f'"{folder}" holds a run with another {key}; name another --out, or delete it.')
@@ -99,7 +100,7 @@ def carry(method: Method, prompts: list[str], folder: Path, seed: int) -> Store:
 
 def rows_of(method: Method, store: Store) -> list[Row]:
     """What the method had at each size; the base row comes with random's run, whose first samples it is."""
-    sizes = SIZES if method.samples > 1 else (method.steps // DEFAULTS["steps"],)
+    sizes = SIZES if method.samples > 1 else (method.steps // STEPS,)
     found = [_row(method.name if method.samples > 1 else "more steps", n, method, store) for n in sizes]
     if (method.name, method.verifier) == ("random", "learned"):
         found.insert(0, _row("base", 1, method, store))
@@ -109,7 +110,7 @@ def rows_of(method: Method, store: Store) -> list[Row]:
 def _row(name: str, samples: int, method: Method, store: Store) -> Row:
     record, prompts = Record.read(store), store.config["prompts"]
     count = len(prompts)
-    limit = samples * DEFAULTS["steps"]
+    limit = samples * STEPS
     columns: dict[str, list[float]] = {k: [] for k in ("verifier", "judge", "checker", "evals", "seconds")}
     for i in range(count):
         winner = record.winner(i, nfe=limit)

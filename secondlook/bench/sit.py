@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secondlook import settings as conf
+from secondlook.disk.versions import commit
 from secondlook.flow.discrete import respaced, with_path
 from secondlook.flow.estimate import Flow, Weight
 from secondlook.flow.grid import spread
@@ -243,7 +243,7 @@ def main(argv: list[str] | None = None) -> int:
             pass
     from secondlook.bench.sit_tables import write
 
-    print(write(args.out, scale, args.docs, f"commit {conf.commit()}, {args.workers} one-threaded processes, "
+    print(write(args.out, scale, args.docs, f"commit {commit()}, {args.workers} one-threaded processes, "
                 f"{(time.perf_counter() - begin) / 60:.0f} minutes in this call"))  # fmt: skip
     return 0
 

@@ -70,7 +70,7 @@ def rebuild(
     state = proposal.move.state(source)
     pictures = [replay(rig, c.outcome, proposal_of) for c in proposal.condition.context]
     times = rig.times_for(proposal.steps)
-    while float(state.t) < proposal.stop - EPS:
+    while float(state.t) < min(proposal.stop, times[-1]) - EPS:
         [state], cost = rig.advance(
             [replace(state, known=None)], [proposal.stop], [proposal.condition], [times], [pictures]
         )

@@ -348,7 +348,7 @@ def _settled(task: Task, record: Record) -> bool:
 
 
 def _arrived(job: Job) -> bool:
-    return job.t >= job.proposal.stop - EPS
+    return job.t >= job.goal - EPS
 
 
 def _half(job: Job) -> bool:

@@ -45,6 +45,11 @@ class Job:
     failed: str | None = None
 
     @property
+    def goal(self) -> float:
+        """The time at which its row stops: some paths are left a little before data."""
+        return min(self.proposal.stop, self.times[-1])
+
+    @property
     def number(self) -> int:
         return self.owner.number(self.n)
 

@@ -114,9 +114,9 @@ class Rig:
         """What running from ``start`` to ``stop`` and asking ``ask`` will cost, seconds excepted. known: the first
         evaluation was paid for already."""
         times, nfe, evals, t = self.times_for(steps), 0, 0, start
-        free = known
-        while t < stop - EPS:
-            then = after(times, t, stop)
+        free, goal = known, min(stop, times[-1])  # some paths are left a little before data
+        while t < goal - EPS:
+            then = after(times, t, goal)
             some, passes = self._step_price(t, then)
             if free:
                 some, passes, free = some - 1, passes - self.flow.passes_at(t), False
@@ -215,7 +215,7 @@ class Rig:
                 grids: Sequence[Times] | None = None, pictures: Sequence[Pictures] | None = None) -> tuple[list[State], Cost]:  # fmt: skip
         """One solver step of up to ``rows`` one-row states, each at its own time, and what it cost each."""
         times = grids or [self.times] * len(states)
-        until = tuple(after(g, float(s.t), stop) for g, s, stop in zip(times, states, stops, strict=True))
+        until = tuple(after(g, float(s.t), min(stop, g[-1])) for g, s, stop in zip(times, states, stops, strict=True))
         work = Work(
             State.stack(states).to(self.device),
             until,
@@ -237,6 +237,16 @@ class Rig:
         )
         _, data, _ = self.estimate(work)
         return [data[i : i + 1] for i in range(len(states))]
+
+    def finish(self, states: Sequence[State], conditions: Sequence[Condition]) -> np.ndarray:
+        """One-row states, all run to data in batches of ``rows``: uint8 [len(states), H, W, 3]."""
+        pictures = []
+        for i in range(0, len(states), self.rows):
+            live, asked = list(states[i : i + self.rows]), conditions[i : i + self.rows]
+            while float(live[0].t) < self.times[-1] - EPS:
+                live, _ = self.advance(live, [1.0] * len(live), asked)
+            pictures.append(self.decode(torch.cat([s.x for s in live])).numpy())
+        return np.concatenate(pictures)
 
 
 @dataclass

@@ -51,14 +51,14 @@ class Slots:
 
     def _kind(self, job: Job) -> tuple[int, bool]:
         """What a row's next step costs, and whether its first evaluation is known."""
-        last = after(job.times, job.t, job.proposal.stop) >= 1.0
+        last = after(job.times, job.t, job.goal) >= 1.0
         return self.rig.solver.evals(last=last), job.known
 
     def _advance(self, at: list[int], known: bool) -> tuple[list[Job], Cost]:
         assert self._state is not None
         jobs = [self.jobs[i] for i in at]
         whole = len(at) == len(self.jobs)
-        until = tuple(after(j.times, j.t, j.proposal.stop) for j in jobs)
+        until = tuple(after(j.times, j.t, j.goal) for j in jobs)
         conditions = tuple(j.proposal.condition for j in jobs)
         pictures = tuple(j.pictures for j in jobs) if any(j.pictures for j in jobs) else None
         moved, cost = self.rig.step(

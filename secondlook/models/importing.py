@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
+from secondlook.disk.digests import file_digest
 from secondlook.errors import ConfigError, nearest
 from secondlook.flow.path import KINDS, PATHS, Kind
 from secondlook.models import checkpoint
 from secondlook.models.official import Layout, from_state_dict, is_own, layout, read
 from secondlook.models.sit import SiT
-from secondlook.sample.classes import sha256
 
 DIALECTS: dict[str, tuple[Kind, str]] = {"sit": ("velocity", "linear"), "dit": ("noise", "discrete")}
 
@@ -73,7 +73,7 @@ def run(job: Import) -> list[str]:
             predicts=predicts, path=path,
         )  # fmt: skip
     facts: dict[str, Any] = {
-        "source": job.source.name, "sha256": sha256(job.source), "part": found.which, "head": form.out,
+        "source": job.source.name, "sha256": file_digest(job.source), "part": found.which, "head": form.out,
         "name": form.name(network.config.heads),
     }  # fmt: skip
     job.out.mkdir(parents=True, exist_ok=True)

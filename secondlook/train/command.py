@@ -242,8 +242,6 @@ def look(job: Trainer, each: int = 4) -> np.ndarray:
     from secondlook.flow.grid import grid
     from secondlook.flow.path import Linear
     from secondlook.noise import Key
-    from secondlook.registry import DEFAULTS
-    from secondlook.sample.plain import run_all
     from secondlook.solvers.ode import Euler
     from secondlook.types import Condition
     from secondlook.worlds.scenes.world import Scenes
@@ -251,9 +249,9 @@ def look(job: Trainer, each: int = 4) -> np.ndarray:
     network = job.ema.module
     assert isinstance(network, TextSiT)
     with torch.inference_mode():
-        flow = build_flow(network, Linear(), DEFAULTS["guidance"], network.encode([None]), job.config.bf16)  # type: ignore[arg-type]
-    times = grid(DEFAULTS["steps"], DEFAULTS["shift"])
+        flow = build_flow(network, Linear(), float(Scenes.usual["guidance"]), network.encode([None]), job.config.bf16)  # type: ignore[arg-type]
+    times = grid(int(Scenes.usual["steps"]), Scenes.usual["shift"])
     rig = Rig(flow, Euler(), times, lambda c: network.encode([c.prompt if c else None]), Scenes().decode, None)
     asked = [Condition(p) for p in LOOK for _ in range(each)]
     states = [rig.start(Key.root(0).child("look", i)) for i in range(len(asked))]
-    return np.asarray(contact_sheet(run_all(rig, states, asked), columns=each))
+    return np.asarray(contact_sheet(rig.finish(states, asked), columns=each))

@@ -18,13 +18,13 @@ from secondlook.flow.path import Linear
 from secondlook.models.checkpoint import load_text
 from secondlook.models.text import Encoded, TextSiT, TextSiTConfig
 from secondlook.noise import Key, normal
-from secondlook.registry import DEFAULTS
 from secondlook.solvers.ode import Euler, integrate
 from secondlook.types import State
 from secondlook.worlds.pixels import to_bytes
 from secondlook.worlds.scenes.checker import check
 from secondlook.worlds.scenes.grammar import WORDS, Prompt, parse
 from secondlook.worlds.scenes.prompts import prompt_set, sample_training
+from secondlook.worlds.scenes.world import Scenes
 
 GUIDANCE = (2.5, 3.0, 4.0, 4.0, 4.0, 5.0)
 STEPS = (16, 20, 20, 24)
@@ -84,7 +84,7 @@ def draw(network: TextSiT, prompts: Sequence[str], keys: Sequence[Key], steps: i
         flow = Flow(network, Linear(), ClassifierFree(guidance, join))
         n = len(prompts)
         start = State(normal(keys, network.shape), torch.zeros(n), tuple(keys), torch.zeros(n, dtype=torch.long))
-        x = integrate(flow, Euler(), start, grid(steps, DEFAULTS["shift"]), cond).x
+        x = integrate(flow, Euler(), start, grid(steps, Scenes.usual["shift"]), cond).x
     return to_bytes(x.float()).numpy()
 
 
@@ -108,7 +108,7 @@ def collect(weights: Path, count: int, out: Path, seed: int) -> Iterator[int]:
 def collect_set(weights: Path, name: str, each: int, out: Path, seed: int, every: int = 1) -> Iterator[int]:
     """``each`` samples of every ``every``-th prompt of a fixed set, at the product's settings: for evaluation only."""
     network, root = base_network(weights), Key.root(seed).child(name)
-    steps, guidance = DEFAULTS["steps"], DEFAULTS["guidance"]
+    steps, guidance = int(Scenes.usual["steps"]), Scenes.usual["guidance"]
     rows = [(i, j, p.text) for i, p in enumerate(prompt_set(name)) if i % every == 0 for j in range(each)]
     pictures = []
     for start in range(0, len(rows), BATCH):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,11 @@ class Scenes:
     """Coloured shapes on a dark ground, 64 x 64. See docs/scenes.md."""
 
     name = "scenes"
+    usual: ClassVar[Mapping[str, float]] = {
+        "steps": 20,
+        "guidance": 2.5,
+        "shift": 3.0,
+    }  # chosen on scenes-dev: docs/results/sweep.md
 
     def condition(self, prompt: str) -> Condition:
         """The condition of a prompt; ConfigError where the grammar does not produce it."""

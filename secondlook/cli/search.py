@@ -1,0 +1,194 @@
+"""Commands about searches: draw, resume, replay, rescore, report, export. Results go to stdout, progress and errors to stderr."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+from secondlook import api
+from secondlook.backends.find import found_again
+from secondlook.cli.options import given
+from secondlook.cli.progress import Progress, table
+from secondlook.cli.prompts import read_prompts
+from secondlook.engine.record import Record
+from secondlook.engine.rescore import Rescored
+from secondlook.engine.store import Store
+from secondlook.errors import ConfigError, SecondlookError
+from secondlook.settings import Settings
+from secondlook.types import Outcome
+
+Args = argparse.Namespace
+NEAR = 3  # levels of 255: what other company in a batch may change in a picture; rounding, not another picture
+
+
+def draw(args: Args) -> int:
+    if (args.prompt is None) == (args.prompts is None):
+        raise ConfigError(
+            'Give either one prompt in quotes or --prompts FILE, e.g. secondlook draw "a red circle" --out DIR.'
+        )
+    options, out = given(args), Path(args.out)
+    s, _, _ = api.asked(options)
+    asked = [args.prompt] if args.prompts is None else read_prompts(Path(args.prompts), s)
+    progress = None if args.quiet else Progress(len(asked))
+    with interruptible(out):
+        found = api.draw(asked, out=out, progress=progress, **options)
+    return _finish(out, found, progress)
+
+
+def resume(args: Args) -> int:
+    out = Path(args.dir)
+    store = Store.open(out)
+    before = len(list(store.events()))
+    progress = None if args.quiet else Progress(len(store.config["prompts"]))
+    with interruptible(out):
+        found = api.resume(out, progress, device=args.device)
+    if Record.read(store).done and len(list(store.events())) == before:
+        print(f'The run "{out}" is finished; there is nothing to resume.')
+        return 0
+    return _finish(out, found, progress)
+
+
+def rescore(args: Args) -> int:
+    done = api.rescore(args.dir, verifier=args.verifier)
+    if isinstance(done, Rescored):
+        print(f"{done.scored} picture{'s' * (done.scored != 1)} scored that had no score; {done.failed} still without.")
+        return int(done.failed > 0)
+    print(f'{done} picture{"s" * (done != 1)} judged by "{args.verifier}", into the log of {args.dir}.')
+    return 0
+
+
+def _finish(out: Path, found: list[api.Result], progress: Progress | None) -> int:
+    from secondlook.report.html import write_report
+
+    if progress:
+        progress.close()
+    print(table(found))
+    print(f"report: {write_report(out)}")
+    if found and all(math.isnan(r.score) for r in found):
+        print("secondlook: No picture has a score, so nothing was searched: the verifier failed or could not judge. Fix it and "
+              "run again: secondlook resume.", file=sys.stderr)  # fmt: skip
+        return 1
+    return 0
+
+
+class interruptible:
+    """Ctrl-C inside leaves a resumable run and says how to go on."""
+
+    def __init__(self, out: Path):
+        self.out = out
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is KeyboardInterrupt and (self.out / "run.sqlite").exists():
+            print(f"\nStopped; nothing reported done is lost. Go on with: secondlook resume {shlex.quote(str(self.out))}",
+                  file=sys.stderr)  # fmt: skip
+
+
+def replay(args: Args) -> int:
+    if args.out and not (args.out.lower().endswith(".png") and Path(args.out).resolve().parent.is_dir()):
+        raise ConfigError(f'--out wants a .png file in an existing folder; got "{args.out}".')
+    done = api.replay(args.dir, args.outcome, device=args.device)
+    if args.out:
+        Image.fromarray(done.picture).save(args.out)
+    if not done.same and done.difference <= NEAR:
+        print(f"Outcome {done.outcome}: drawn again from its derivation; the same picture to {done.difference} of 255 levels. Other rows "
+              "ran beside it then, which changes a network's last bits; --pad prevents that.")  # fmt: skip
+        return 0
+    if done.same:
+        print(f"Outcome {done.outcome}: drawn again from its derivation; the same picture, bit for bit.")
+        return 0
+    print(f"Outcome {done.outcome}: NOT the same picture. The run was made with other weights, another library or "
+          "another machine, or its log was changed; compare its configuration in report.html.", file=sys.stderr)  # fmt: skip
+    return 1
+
+
+def report(args: Args) -> int:
+    from secondlook.report.html import write_report
+
+    print(write_report(Path(args.dir)))
+    return 0
+
+
+def export(args: Args) -> int:
+    if args.format == "csv":
+        return _table(args)
+    if args.format != "geneval":
+        raise ConfigError(f'There is no export format "{args.format}"; known: geneval, csv.')
+    out, store = Path(args.out), Store.open(Path(args.dir))
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f'"{out}" is not an empty folder. Choose another --out; nothing was written.')
+    record, prompts = Record.read(store), store.config["prompts"]
+    if not record.done:
+        raise SecondlookError(f"The run is not finished; finish it first: secondlook resume {args.dir}")
+    lines = _metadata(prompts, store, args.metadata)
+    winners = [record.winner(i) for i in range(len(prompts))]
+    for winner in winners:  # every picture is read before the first is written
+        if winner is None:
+            raise SecondlookError(
+                "The budget of this run ended before some prompt had a picture; draw with a larger one."
+            )
+        store.checked(winner.id, record.digests[winner.id])
+    part = out.with_name(out.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        _write_geneval(part, store, lines, winners)
+        if out.exists():
+            out.rmdir()
+        part.rename(out)
+    except OSError:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    print(f"{len(prompts)} prompts written to {out}")
+    return 0
+
+
+def _table(args: Args) -> int:
+    from secondlook.engine.table import to_csv
+
+    out = Path(args.out)
+    if out.exists() or not out.resolve().parent.is_dir():
+        raise ConfigError(f'--out must be a new file in an existing folder; got "{out}".')
+    print(f"{to_csv(Store.open(Path(args.dir)), out)} rows written to {out}")
+    return 0
+
+
+def _metadata(prompts: list[str], store: Store, file: str | None) -> list[str]:
+    """A JSON line for each prompt: the Scenes grammar's, or those of ``file`` (GenEval's own, in the run's order), or the prompt
+    alone."""
+    if file is None:
+        s = Settings.of(store.config)
+        if s.world == "diffusers":  # the prompt is all that is known of it, and loading the pipeline would tell no more
+            return [json.dumps({"prompt": p}) for p in prompts]
+        backend = found_again(s)
+        return [json.dumps(backend.metadata(p)) for p in prompts]
+    try:
+        lines = [line for line in Path(file).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        named = [json.loads(line)["prompt"] for line in lines]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f'--metadata wants JSON lines with a "prompt" each; "{file}" cannot be read so ({error}).'
+        ) from None
+    if named != prompts:
+        raise ConfigError(
+            f'The prompts of "{file}" are not those of the run, in their order; give the file that was drawn.'
+        )
+    return lines
+
+
+def _write_geneval(out: Path, store: Store, lines: list[str], winners: list[Outcome | None]) -> None:
+    """GenEval's layout: 00000/metadata.jsonl and 00000/samples/0000.png for each prompt."""
+    for i, (line, winner) in enumerate(zip(lines, winners, strict=True)):
+        folder = out / f"{i:05d}"
+        (folder / "samples").mkdir(parents=True)
+        (folder / "metadata.jsonl").write_text(line + "\n")
+        assert winner is not None
+        shutil.copyfile(store.picture_path(winner.id), folder / "samples" / "0000.png")
