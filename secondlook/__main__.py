@@ -1,4 +1,4 @@
-"""`python -m secondlook` is the command line, as torchrun wants it."""
+"""`python -m secondlook` is the command line, as torchrun expects it."""
 
 import sys
 

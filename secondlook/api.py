@@ -39,7 +39,7 @@ from secondlook.noise import Key
 from secondlook.notes import note
 from secondlook.registry import resolve
 from secondlook.settings import OPTIONS, Settings, make_named, make_plan, texts
-from secondlook.types import UNITS, Cost, Task, Verifier
+from secondlook.types import UNITS, Condition, Cost, Task, Verifier
 
 DEFAULT_SAMPLES = 20  # what an endless plan without a budget may spend, in plain samples
 ROLES = ("verifier", "critic", "comparer", "select")  # what may be an object in Python
@@ -215,7 +215,7 @@ def draw(
     """
     s, model, objects = asked({"plan": plan, **options})
     s.prompts = texts(prompts)
-    make_plan(s.plan)
+    _try_options(s)
     folder = _folder(out)
     backend = find(s.model if model is None else model, s)
     s = s.filled(backend.usual(s)).resolved()
@@ -235,6 +235,18 @@ def draw(
         }
         store = Store.create(folder or Path(tempfile.mkdtemp(prefix="secondlook-")), config)
         return _carry(store, s, rig, judges, progress, tasks)
+
+
+def _try_options(s: Settings) -> None:
+    """Let a plan check its own options before anything is loaded. What else it trips over without a run is its own affair: it
+    is tried on its real task later."""
+    task = Task(0, Condition(prompt=s.prompts[0]), Key.root(s.seed))
+    try:
+        next(make_plan(s.plan)(task), None)
+    except ConfigError:
+        raise
+    except Exception:
+        return
 
 
 def _folder(out: Any) -> Path | None:
@@ -445,8 +457,9 @@ def replay(out: str | Path, outcome: int, *, model: Any = None, device: str | No
         s.device = device
     backend = found_again(s, model, device)
     with backend.session(), threads(s.threads):
-        had = store.config.get("weights", {})
-        _refuse_other(store, backend, {**{k: v for k, v in had.items() if "code" in k}, **backend.digests()})
+        if backend.name == "diffusers":  # elsewhere the picture itself tells, and says more
+            had = store.config.get("weights", {})
+            _refuse_other(store, backend, {**{k: v for k, v in had.items() if "code" in k}, **backend.digests()})
         picture = redraw(build_rig(s, backend), outcome, lambda i: record.outcomes[i].proposal)
     recorded = store.picture(outcome)
     gap = np.abs(picture.astype(int) - recorded).max() if picture.shape == recorded.shape else 255

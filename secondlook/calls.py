@@ -90,11 +90,11 @@ def _default(p: inspect.Parameter) -> str:
 
 
 def _fit(call: str, name: str, value: Any, hint: Any) -> Any:
-    """The value as the annotation wants it; bool is no int, and an int serves as a float."""
+    """The value as the annotation expects it; bool is no int, and an int serves as a float."""
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint in (int, float, str, bool) and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
-        raise ConfigError(f"{call}: {name} wants {_A[hint]}; got {value!r}.")
+        raise ConfigError(f"{call}: {name} expects {_A[hint]}; got {value!r}.")
     return value
 
 

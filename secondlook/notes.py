@@ -35,7 +35,7 @@ def _always() -> bool:
 
 
 def to_stderr() -> None:
-    """Show notes as the command line shows errors: one line, without a file name and a line of code. Each command says them anew."""
+    """Show notes as the command line shows errors: one line, without a file name and a line of code. Each command says them again."""
     _said.clear()
     usual = warnings.showwarning
 

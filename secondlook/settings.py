@@ -135,7 +135,7 @@ class Settings:
 
     def filled(self, usual: Mapping[str, Any]) -> Settings:
         """The same with what was left open taken from ``usual``."""
-        return replace(self, **{k: v for k, v in usual.items() if getattr(self, k, v) is None})
+        return replace(self, **{k: v for k, v in usual.items() if getattr(self, k) in (None, {})})
 
     def resolved(self) -> Settings:
         """The same with nothing left to a plan's defaults or to the current folder: every option of the plan, absolute paths."""
@@ -242,12 +242,13 @@ def _within(name: str, value: float, facts: Mapping[str, Any]) -> float:
     low = value > least if facts["above"] else value >= least
     if not (low and value <= most):
         start = f"above {least:g} and at most" if facts["above"] else f"from {least:g} to"
-        raise ConfigError(
-            f"{name} must be {start} {most:g}; got {value:g}."
-            if most < 10**6
-            else f"{name} must be {start} {most}; got {value}."
-        )
+        raise ConfigError(f"{name} must be {start} {_plain(most)}; got {_plain(value)}.")
     return value
+
+
+def _plain(value: float) -> str:
+    """A number as it is typed: whole ones in full."""
+    return str(int(value)) if value == value and abs(value) < 1e19 and int(value) == value else f"{value:g}"
 
 
 def _times(name: str, value: Any) -> tuple[float, float]:

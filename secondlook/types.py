@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from secondlook.cost import ABOUT_UNITS, COST_UNITS, UNIT_LABELS, UNITS, Cost
-from secondlook.errors import ConfigError
+from secondlook.errors import ConfigError, SecondlookError
 from secondlook.flow.state import Estimate, State
 from secondlook.moves import Fresh, Move
 from secondlook.noise import Key, uniform
@@ -128,7 +128,7 @@ def _asked(ask: object) -> str:
     if words == ["nothing"]:
         return "nothing"
     if not words or len(set(words)) < len(words) or not set(words) <= set(ASKS):
-        raise ConfigError(
+        raise SecondlookError(
             f'A proposal asks for "nothing", or for some of {", ".join(ASKS)} joined by "+"; got {ask!r}.'
         )
     return "+".join(w for w in ASKS if w in words)
@@ -196,7 +196,7 @@ class Task:
     def price(self, *proposals: Proposal) -> Cost:
         """What these would cost, seconds excepted."""
         if self.means is None:
-            raise ConfigError(
+            raise SecondlookError(
                 "This task is not part of a run, so nothing is known of prices; simulate it (secondlook.testing)."
             )
         return sum((self.means.price(p) for p in proposals), Cost())

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 import secondlook
-from secondlook import testing
 from secondlook.adapters import tiny
 from secondlook.adapters.base import Adapter
 from secondlook.errors import ConfigError
 from secondlook.settings import make_named
+from secondlook.testing import adapters as testing
 from secondlook.testing import ours, parity, start_noise, theirs
 
 diffusers = pytest.importorskip("diffusers", reason="needs secondlook[hub]: diffusers is missing")

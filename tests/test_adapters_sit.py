@@ -90,7 +90,7 @@ def test_the_command_line_draws_and_replays(
     words = ["draw", "7", "--model", str(files[0]), "--vae", str(files[1]), "--plan", "random(n=2)", "--steps", "3"]
     assert main([*words, "--verifier", "brightness", "--quiet", "--out", out]) == 0
     config = Store.open(Path(out)).config
-    assert (config["world"], config["pipeline"]["family"], config["guidance"]) == ("diffusers", "sit", 4.0)
+    assert (config["world"], config["vae"], config["guidance"]) == ("latents", str(files[1]), 4.0)
     assert main(["replay", out, "1"]) == 0
     assert "same picture" in capsys.readouterr().out
 

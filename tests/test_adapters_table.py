@@ -17,12 +17,12 @@ import secondlook
 from secondlook.adapters import tiny
 from secondlook.adapters.base import Adapter
 from secondlook.api import draw, replay_outcome, resume
+from secondlook.disk.versions import commit
 from secondlook.engine.driver import Driver
 from secondlook.engine.record import Record
 from secondlook.engine.store import Store
 from secondlook.errors import ConfigError
 from secondlook.registry import PLANS, SOLVERS
-from secondlook.settings import commit
 from tests.helpers import essence, spent
 from tests.test_adapters_parity import CASES, LOAD, OTHERS, STOCHASTIC, Case, Seen
 

@@ -341,7 +341,7 @@ def test_a_run_with_objects_is_resumed_and_replayed_with_them(tmp_path: Path) ->
     _stopped(model, tmp_path / "cut", verifier=Redness())
     run = tmp_path / "cut"
     assert config(run)["verifier"] == "object:redness"
-    with pytest.raises(ConfigError, match='guided by the Python object "redness"; give it again'):
+    with pytest.raises(ConfigError, match='has the Python object "redness" as its verifier; give it again'):
         secondlook.resume(run, model=model)
     with pytest.raises(ConfigError, match=r"came from no folder; give it again: secondlook.resume\(out, model=pipe\)"):
         secondlook.resume(run, verifier=Redness())
@@ -372,7 +372,7 @@ def test_a_guide_by_its_name(tmp_path: Path) -> None:
          {"height": 32, "width": 24, "negative": "blue", "tokens": 40, "dtype": "float32", "device": "cpu", "free_text": True, "pad": True, "seed": 7, "rows": 3}),
         ("flux", "--height 32 --width 32 --true-guidance 2 --negative red --tokens 16 --dtype bfloat16 --no-pad",
          {"height": 32, "width": 32, "true_guidance": 2.0, "negative": "red", "tokens": 16, "dtype": "bfloat16", "pad": False}),
-        ("sana", "--adapter secondlook.adapters.sana:Sana --shift 2", {"height": 32, "shift": 2.0, "device": "cpu", "pad": None}),
+        ("sana", "--adapter secondlook.adapters.sana:Sana --shift 2", {"height": 32, "shift": 2.0, "device": "cpu"}),
     ],
 )  # fmt: skip
 def test_options_end_in_the_record_and_the_recorded_command_repeats_them(family: str, words: str, recorded: dict[str, Any], tmp_path: Path) -> None:  # fmt: skip

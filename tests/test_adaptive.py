@@ -248,7 +248,7 @@ def test_tolerances_are_refused_with_a_sentence(options: dict[str, float]) -> No
 
 
 def test_an_end_is_refused_with_a_sentence() -> None:
-    with pytest.raises(ConfigError, match='dopri5: end wants "estimate" or "step"'):
+    with pytest.raises(ConfigError, match='dopri5: end expects "estimate" or "step"'):
         Dopri5(end="data")  # type: ignore[arg-type]
 
 

@@ -19,6 +19,7 @@ from secondlook.engine.record import Record
 from secondlook.engine.store import Store
 from secondlook.models.text import TextSiT
 from secondlook.registry import MODELS, PLANS, SOLVERS, VERIFIERS, WORLDS
+from secondlook.settings import Settings
 from secondlook.verify import builtin
 from secondlook.worlds.scenes.prompts import SETS, prompt_set
 from tests.helpers import Redness, essence
@@ -77,11 +78,11 @@ def shell(capsys: pytest.CaptureFixture[str], weights: Path, tmp_path: Path, mon
         ([GOOD, "--nfe", "0"], "must be above 0; got nfe = 0"),
         ([GOOD, "--nfe", "-5"], "must be above 0; got nfe = -5"),
         ([GOOD, "--verdicts", "-1"], "must be above 0"),
-        ([GOOD, "--nfe", "many"], "wants a whole number, got 'many'"),
-        ([GOOD, "--nfe", "1.5"], "wants a whole number"),
-        ([GOOD, "--nfe", "nan"], "wants a whole number"),
-        ([GOOD, "--seconds", "nan"], "wants a finite number, got 'nan'"),
-        ([GOOD, "--seconds", "inf"], "wants a finite number"),
+        ([GOOD, "--nfe", "many"], "expects a whole number, got 'many'"),
+        ([GOOD, "--nfe", "1.5"], "expects a whole number"),
+        ([GOOD, "--nfe", "nan"], "expects a whole number"),
+        ([GOOD, "--seconds", "nan"], "expects a finite number, got 'nan'"),
+        ([GOOD, "--seconds", "inf"], "expects a finite number"),
         ([GOOD, "--seconds", "0"], "must be above 0"),
         ([GOOD, "--plan", "randm"], 'no plan "randm"; did you mean "random"'),
         ([GOOD, "--plan", "random(m=3)"], r'random has no option "m"; .*It is written random\(n=20\)'),
@@ -90,7 +91,7 @@ def shell(capsys: pytest.CaptureFixture[str], weights: Path, tmp_path: Path, mon
         ([GOOD, "--plan", "random(n=0)"], "must be above 0"),
         ([GOOD, "--plan", "random(n=100000000000)"], "must be at most"),
         ([GOOD, "--plan", "random(n=__import__('os').getpid())"], "with plain values only"),
-        ([GOOD, "--plan", "os:system"], "is no plan"),
+        ([GOOD, "--plan", "os:system"], "is not a plan"),
         ([GOOD, "--verifier", "lerned"], 'no verifier "lerned"; did you mean "learned"'),
         ([GOOD, "--verifier", "nowhere:thing"], "cannot be imported"),
         ([GOOD, "--solver", "heum"], 'no solver "heum"; did you mean "heun"'),
@@ -103,8 +104,8 @@ def shell(capsys: pytest.CaptureFixture[str], weights: Path, tmp_path: Path, mon
         ([GOOD, "--threads", "0"], "--threads must be from 1"),
         ([GOOD, "--threads", "-2"], "--threads must be from 1"),
         ([GOOD, "--seed", "-1"], "--seed must be from 0"),
-        ([GOOD, "--guidance", "nan"], "wants a finite number"),
-        ([GOOD, "--guidance", "-1"], "--guidance must be a number from 0"),
+        ([GOOD, "--guidance", "nan"], "expects a finite number"),
+        ([GOOD, "--guidance", "-1"], "--guidance must be from 0 to 1000; got -1"),
         ([GOOD, "--shift", "0"], "--shift must be above 0"),
         ([GOOD, "--nfee", "40"], 'no option "--nfee".*did you mean "--nfe"'),
     ],
@@ -127,7 +128,7 @@ def test_an_out_that_is_taken(shell: Shell) -> None:
     (full / "diary.txt").write_text("mine")
     file.write_text("mine")
     shell.refuses(shell.draw(GOOD, out="full"), 2, "is not empty.*nothing was written")
-    shell.refuses(shell.draw(GOOD, out="file"), 2, "is a file; --out wants a folder")
+    shell.refuses(shell.draw(GOOD, out="file"), 2, "is a file; --out expects a folder")
     shell.refuses(shell.draw(GOOD, "--plan", "random(n=1)", out="file/below"), 2, "cannot be made|is a file")
     assert [p.name for p in full.iterdir()] == ["diary.txt"]
     assert file.read_text() == "mine"
@@ -140,11 +141,11 @@ def test_an_out_that_is_taken(shell: Shell) -> None:
     ("content", "pattern"),
     [
         (b"a red circle\n\nthree squars\n", r'prompts.txt, line 3: .*unknown word "squars"; did you mean "squares"'),
-        (b'{"prompt": "a red circle"}\n{"prompt": \n', "line 2: this is no JSON"),
+        (b'{"prompt": "a red circle"}\n{"prompt": \n', "line 2: this is not JSON"),
         (b'{"tag": "colors"}\n', 'line 1: this record has no "prompt"'),
         (b'{"prompt": 3}\n', 'line 1: this record has no "prompt"'),
         (b'{"prompt": "a red circle", "include": []}\n', "line 1: .*does not say what its prompt"),
-        (b'{"a":' * 100_000, "line 1: this is no JSON"),
+        (b'{"a":' * 100_000, "line 1: this is not JSON"),
         (b"[1]\n", "line 1: "),
         (b"\x89PNG\r\n\x1a\n\xff\xfe", "cannot be read as text"),
         (b"\x00\x00\x00\n", "line 1: .*unknown word"),
@@ -168,10 +169,10 @@ def test_a_prompts_file_that_is_none(shell: Shell, path: str, pattern: str) -> N
 @pytest.mark.parametrize("content", [b"\xef\xbb\xbfa red circle\nthree squares\n", b"a red circle\r\nthree squares", b"a red circle\r\rthree squares\r",
                                      b'{"prompt": "a red circle", "tag": "colors"}\r\n  three squares  \n'])  # fmt: skip
 def test_prompts_files_of_other_editors_are_read(tmp_path: Path, content: bytes) -> None:
-    from secondlook.cli.commands import read_prompts
+    from secondlook.cli.prompts import read_prompts
 
     (tmp_path / "p").write_bytes(content)
-    assert read_prompts(tmp_path / "p") == ["a red circle", "three squares"]
+    assert read_prompts(tmp_path / "p", Settings()) == ["a red circle", "three squares"]
 
 
 # ---- failures while working: exit 1 ----------------------------------------------------------------------------------
@@ -199,14 +200,14 @@ def test_damaged_weights_exit_1(shell: Shell, weights: Path, network: TextSiT) -
     save_file(tensors, path, {"config": json.dumps({**config, "colour": 1})})
     refused("describe no network this release knows")
     save_file(tensors, path, {"config": json.dumps({**config, "kind": "verifier"})})
-    refused('hold a "verifier"; a "text-sit" was wanted', 2)
+    refused('hold a "verifier"; a "sit" was expected', 2)
 
 
 @pytest.mark.parametrize("command", [["resume"], ["report"], ["replay", "0"], ["export", "--out", "e"]])
 def test_what_is_no_run_and_what_is_a_damaged_one(shell: Shell, command: list[str]) -> None:
     name, *rest = command
-    shell.refuses(shell(name, str(shell.folder / "nowhere"), *rest), 2, "is no run")
-    shell.refuses(shell(name, str(shell.folder), *rest), 2, "is no run")
+    shell.refuses(shell(name, str(shell.folder / "nowhere"), *rest), 2, "is not a run")
+    shell.refuses(shell(name, str(shell.folder), *rest), 2, "is not a run")
     (shell.folder / "run.sqlite").write_bytes(b"not a database at all, but long enough to be asked" * 40)
     shell.refuses(shell(name, str(shell.folder), *rest), 1, "run.sqlite cannot be read.*Restore it from a copy")
     assert not (shell.folder / "e").exists()
@@ -302,7 +303,7 @@ def test_draw_export_and_replay(shell: Shell) -> None:
     assert (shell.folder / "again.png").exists()
     shell.refuses(shell("replay", str(run), "6"), 2, "has no outcome 6; it holds 0 to 5")
     shell.refuses(shell("replay", str(run), "-1"), 2, "has no outcome -1")
-    shell.refuses(shell("replay", str(run), "1", "--out", "x.doc"), 2, "wants a .png file")
+    shell.refuses(shell("replay", str(run), "1", "--out", "x.doc"), 2, "expects a .png file")
     shell.refuses(shell("export", str(run), "--out", str(run)), 2, "is not an empty folder")
     shell.refuses(shell("export", str(run), "--format", "zip", "--out", str(shell.folder / "z")), 2, "no export format")
     shell.refuses(shell.draw(GOOD, out="one"), 2, "already holds a run.*resume")
@@ -338,10 +339,10 @@ def test_list_names_everything_there_is(shell: Shell, what: str, table: dict[str
 
 @pytest.mark.parametrize("name", SETS)
 def test_prompts_prints_metadata_that_draw_reads_back(shell: Shell, name: str, tmp_path: Path) -> None:
-    from secondlook.cli.commands import read_prompts
+    from secondlook.cli.prompts import read_prompts
 
     (tmp_path / "set.jsonl").write_text(shell("prompts", name)[1])
-    assert read_prompts(tmp_path / "set.jsonl") == [p.text for p in prompt_set(name)]
+    assert read_prompts(tmp_path / "set.jsonl", Settings()) == [p.text for p in prompt_set(name)]
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

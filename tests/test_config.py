@@ -95,7 +95,7 @@ def test_refuses_whatever_is_not_a_name_and_literals(text: str, tmp_path: Path) 
 def test_a_call_string_cannot_call_what_is_no_part_of_a_search(kind: str, target: str, tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     text = f"{target}('touch {mark}')"
-    with pytest.raises(ConfigError, match=f"is no {kind}: wanted"):
+    with pytest.raises(ConfigError, match=f"is not a {kind}: expected"):
         make_plan(text)(tasks()[0]) if kind == "plan" else make_named(kind, text)
     assert not mark.exists()
 
@@ -121,13 +121,13 @@ def test_unknown_names_come_with_the_nearest(kind: str) -> None:
         ("p(1, count=2)", 'was given "count" twice'),
         ("p(count=1, count=2)", 'was given "count" twice'),
         ("p(1, 2.0, 'a', True, 5)", "takes 4 options; got 5 values"),
-        ("p(count=1.0)", "count wants a whole number; got 1.0"),
-        ("p(count=True)", "count wants a whole number; got True"),
-        ("p(count=None)", "count wants a whole number; got None"),
-        ("p(1, radius='a')", "radius wants a number; got 'a'"),
-        ("p(1, radius=True)", "radius wants a number; got True"),
-        ("p(1, name=3)", "name wants a text in quotes; got 3"),
-        ("p(1, flag=1)", "flag wants True or False; got 1"),
+        ("p(count=1.0)", "count expects a whole number; got 1.0"),
+        ("p(count=True)", "count expects a whole number; got True"),
+        ("p(count=None)", "count expects a whole number; got None"),
+        ("p(1, radius='a')", "radius expects a number; got 'a'"),
+        ("p(1, radius=True)", "radius expects a number; got True"),
+        ("p(1, name=3)", "name expects a text in quotes; got 3"),
+        ("p(1, flag=1)", "flag expects True or False; got 1"),
     ],
 )
 def test_options_are_checked_against_the_signature(text: str, message: str) -> None:
@@ -167,8 +167,8 @@ def test_module_and_attribute_reach_other_packages() -> None:
     [
         ("no_such_module:x", "cannot be imported: ModuleNotFoundError"),
         ("tests.helpers:nothing", 'has no "nothing"'),
-        ("tests.helpers:PROMPTS", "is no verifier"),
-        ("tests.helpers:tasks", "is no verifier"),
+        ("tests.helpers:PROMPTS", "is not a verifier"),
+        ("tests.helpers:tasks", "is not a verifier"),
         ("broken_elsewhere:x", "cannot be imported: ZeroDivisionError"),
     ],
 )

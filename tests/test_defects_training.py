@@ -20,7 +20,7 @@ from torch import Tensor
 
 from secondlook.calls import bind, parse_call
 from secondlook.cli.app import main
-from secondlook.disk import shards as parts
+from secondlook.disk import team
 from secondlook.disk.team import Team
 from secondlook.errors import ConfigError, DamagedError
 from secondlook.models.checkpoint import save
@@ -139,7 +139,7 @@ def test_defect_23_the_device_is_the_launchers_local_one(monkeypatch: pytest.Mon
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    monkeypatch.setattr(parts, "usable", torch.device)  # there need be no such GPU here
+    monkeypatch.setattr(team, "usable", torch.device)  # there need be no such GPU here
     assert Team.here().device(None) == torch.device("cuda:4")
     assert Team.here().device("cuda:6") == torch.device("cuda:6")
 

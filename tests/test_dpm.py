@@ -391,7 +391,7 @@ def test_a_search_over_half_made_pictures_is_drawn_again_from_its_log(tmp_path: 
 def test_bad_options_are_refused() -> None:
     for bad, words in (
         ("dpmpp(order=3)", "order must be 1 or 2; got 3"),
-        ("dpmpp(kind='huen')", 'there is no kind "huen"; did you mean "heun"'),
+        ("dpmpp(kind='huen')", 'there is not a kind "huen"; did you mean "heun"'),
         ("dpmpp(eta=1.5)", "eta must be from 0 to 1; got 1.5"),
         ("dpmpp(eta=-0.1)", "eta must be from 0 to 1"),
     ):

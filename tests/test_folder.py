@@ -247,7 +247,7 @@ def test_damaged_latents_and_wrong_sizes(tmp_path: Path, vae: Path, capsys: pyte
     assert len(open_data(out, 16)) == 3
     about = json.loads((out / "latents.json").read_text())
     (out / "latents.json").write_text(json.dumps({**about, "scale": None}))
-    with pytest.raises(DamagedError, match="encode them anew"):
+    with pytest.raises(DamagedError, match="encode them again"):
         open_data(out)
 
 

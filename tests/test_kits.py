@@ -10,7 +10,9 @@ import torch
 
 import secondlook
 from secondlook.api import replay_outcome
-from secondlook.backends.shipped import exact, kit
+from secondlook.backends.base import Backend
+from secondlook.backends.find import find
+from secondlook.backends.own import Shown
 from secondlook.cli.app import main
 from secondlook.engine.store import Store
 from secondlook.errors import ConfigError
@@ -32,7 +34,7 @@ from secondlook.worlds.glyphs import Glyphs
     ],
 )
 def test_a_class_is_asked_for_by_number_or_name(world: str, text: str, label: int) -> None:
-    found = kit(world).ask(text)
+    found = kit(world).condition(text)
     assert found.label == label
     if world == "glyphs" and not text.strip().isdecimal():
         assert Glyphs.classes[label] == text
@@ -51,12 +53,16 @@ def test_a_class_is_asked_for_by_number_or_name(world: str, text: str, label: in
 )
 def test_a_request_that_is_no_class_is_refused(world: str, text: str, pattern: str) -> None:
     with pytest.raises(ConfigError, match=pattern):
-        kit(world).ask(text)
+        kit(world).condition(text)
+
+
+def kit(world: str) -> Backend:
+    return find(None, Settings(world=world))
 
 
 def test_a_world_that_is_not_there_is_refused() -> None:
     with pytest.raises(ConfigError, match=r'no world "digit".*did you mean "digits"'):
-        Settings(["1"], world="digit")
+        kit("digit")
     with pytest.raises(ConfigError, match="no world"):
         kit("mixture")
 
@@ -72,7 +78,7 @@ def test_guide_and_judge_know_real_pictures_and_are_two(world: str) -> None:
     source = Digits() if world == "digits" else Glyphs()
     x, labels = source.batch(5, 0, 40)
     made = kit(world)
-    pictures = made.decode(x)
+    pictures = Shown(made.decode)(x)
     assert pictures.shape[-1] == 3
     guide, judge = made.verifier("learned"), made.judges()["judge"]
     assert guide is not None
@@ -101,8 +107,8 @@ def test_a_search_in_a_world_of_classes(world: str, tmp_path: Path) -> None:
 def test_the_exact_checker_as_a_guide_is_labelled(tmp_path: Path) -> None:
     secondlook.draw("red circle", "random(n=2)", tmp_path / "run", world="glyphs", steps=2, verifier="oracle")
     assert Store.open(tmp_path / "run").config["oracle"] is True
-    assert exact(kit("glyphs").verifier("oracle"))
-    assert not exact(kit("glyphs").verifier("learned"))
+    assert kit("glyphs").exact(kit("glyphs").verifier("oracle"))
+    assert not kit("glyphs").exact(kit("glyphs").verifier("learned"))
 
 
 def test_every_plan_runs_in_digits(tmp_path: Path) -> None:

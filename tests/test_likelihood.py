@@ -244,8 +244,8 @@ def test_what_has_no_likelihood_is_refused() -> None:
         ({"probe": "cauchy"}, "one of rademacher"),
         ({"probes": 0}, "at least one probe"),
         ({"probe": "exact", "probes": 2}, "one for the exact trace"),
-        ({"steps": 10}, "steps wants"),
-        ({"steps": 0, "solver": "heun"}, "steps wants"),
+        ({"steps": 10}, "steps expects"),
+        ({"steps": 0, "solver": "heun"}, "steps expects"),
         ({"solver": "hern"}, "did you mean"),
     ],
 )

@@ -15,7 +15,7 @@ from secondlook import api, cli
 from secondlook.engine.record import Record
 from secondlook.engine.store import Store
 from secondlook.errors import ConfigError, ShapeError
-from secondlook.registry import ABOUT, resolve
+from secondlook.registry import VERIFIERS, resolve
 from secondlook.settings import make_named
 from secondlook.types import Condition, Verifier
 
@@ -137,7 +137,7 @@ def test_a_sign_is_plus_or_minus_one(text: str) -> None:
 
 @pytest.mark.parametrize("name", ALL[:3])
 def test_each_says_that_it_knows_nothing_of_the_prompt(name: str) -> None:
-    assert "knows nothing of the prompt" in ABOUT[name]
+    assert "knows nothing of the prompt" in VERIFIERS[name].about
     assert resolve("verifier", name)().name == name
 
 

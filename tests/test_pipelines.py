@@ -10,9 +10,11 @@ import pytest
 from PIL import Image
 
 from secondlook.backends import pipelines
+from secondlook.backends.find import find, outside
 from secondlook.cli.app import main
 from secondlook.engine.store import Store
 from secondlook.errors import ConfigError
+from secondlook.settings import Settings
 
 pytest.importorskip("diffusers", reason="needs secondlook[hub]")
 pytest.importorskip("transformers", reason="needs secondlook[hub]")
@@ -73,12 +75,13 @@ def test_what_a_model_name_means(
     model: str | None, vae: str | None, wanted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(Path(__file__).resolve().parents[1])
-    assert pipelines.meant(model, vae) is wanted
+    s = Settings(vae=vae)
+    assert (outside(model, s) or vae is not None) is wanted
 
 
 def test_options_of_pipelines_need_one() -> None:
     with pytest.raises(ConfigError, match="--true-guidance belongs to pipelines"):
-        pipelines.hold("scenes", {"true_guidance": 2.0})
+        find("scenes", Settings(true_guidance=2.0))
 
 
 def test_pipelines_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,13 +154,13 @@ def test_a_rig_puts_noise_where_the_schedule_begins_and_as_strong() -> None:
     import secondlook
     from secondlook.adapters import tiny
     from secondlook.noise import Key, normal
-    from secondlook.settings import Settings
 
     for family, options in (("sdxl", {"timestep_spacing": "trailing"}), ("sana", {})):
         held = secondlook.load(tiny.make(family, **options))
         schedule = held.schedule(4)
-        s = Settings(["a cat"], **pipelines.usual(held, {"steps": 4, "verifier": "brightness"})).fill()
-        rig, key = pipelines.rig_of(s, held, None), Key.root(3)
+        backend = pipelines.Pipeline(held)
+        s = Settings(["a cat"], steps=4, verifier="brightness")
+        rig, key = backend.rig(s.filled(backend.usual(s)), None), Key.root(3)
         state = rig.start(key)
         assert torch.equal(state.x, normal([key.child("start")], held.shape) * schedule.scale)
         assert float(state.t) == pytest.approx(schedule.times[0], abs=1e-7)
@@ -194,7 +197,7 @@ def test_a_broken_verifier_is_seen_at_once(sana: Path, tmp_path: Path, capsys: p
         patch.syspath_prepend(str(tmp_path))
         assert main([*words, "--verifier", "broken:Raises", "--out", str(tmp_path / "run")]) == 1
         err = capsys.readouterr().err
-        assert 'note: The verifier "raises" failed on 1 occasion (ValueError: no lamp)' in err
+        assert 'note: The verifier "raises" failed with 2 pictures (ValueError: no lamp)' in err
         assert "No picture has a score" in err
         for name, pattern in (
             ("Nameless", "has no name"),
@@ -230,7 +233,7 @@ def test_another_guide_cannot_go_on_with_a_run(sana: Path, tmp_path: Path) -> No
     words = {"model": str(sana), "steps": 3, "rows": 2}
     with pytest.raises(KeyboardInterrupt):
         secondlook.draw("a cat", "random(n=4)", tmp_path / "run", verifier=Redness(), progress=stop, **words)
-    with pytest.raises(ConfigError, match='guided by "redness"; got the verifier "brightness"'):
+    with pytest.raises(ConfigError, match='has "redness" as its verifier; got "brightness"'):
         secondlook.resume(tmp_path / "run", verifier=Brightness())
     assert secondlook.resume(tmp_path / "run", verifier=Redness())
 

@@ -27,7 +27,7 @@ Judge = Callable[[int, Proposal], float]
 
 
 class Hand:
-    """Plays the engine for one plan: numbers outcomes and gives them the scores a test wants."""
+    """Plays the engine for one plan: numbers outcomes and gives them the scores a test expects."""
 
     def __init__(self, plan: Plan, judge: Judge = lambda i, p: 0.0):
         self.plan, self.judge = plan, judge

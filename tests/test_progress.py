@@ -18,14 +18,14 @@ NOTHING = np.zeros((1, 1, 3), np.uint8)
 def result(prompt: str, score: float, base: float, after: dict[str, float], before: dict[str, float]) -> Result:
     return Result(
         prompt,
-        NOTHING,
         score,
         after,
-        NOTHING,
         base,
         before,
         Cost(nfe=4, evals=8, verdicts=1, decodes=1, seconds=12.34),
         0,
+        lambda: NOTHING,
+        lambda: NOTHING,
     )
 
 

@@ -289,7 +289,7 @@ def test_missing_measures_are_left_out(tmp_path: Path) -> None:
 def test_an_empty_run_and_no_run(tmp_path: Path) -> None:
     Store.create(tmp_path / "run", config([])).close()
     assert "0 prompts" in read(tmp_path / "run")[0]
-    with pytest.raises(ConfigError, match="is no run"):
+    with pytest.raises(ConfigError, match="is not a run"):
         write_report(tmp_path)
 
 

@@ -15,16 +15,15 @@ import pytest
 from torch import Tensor
 
 from secondlook import cli
-from secondlook.cli import classes as class_commands
 from secondlook.disk.shards import Parts
 from secondlook.disk.team import Team
 from secondlook.errors import ConfigError, DamagedError
+from secondlook.metrics import world as features_module
 from secondlook.metrics.features import Evaluation, Extracted, show
-from secondlook.sample import classes as generate
 from secondlook.sample import npz as sampling_npz
-from secondlook.sample.classes import Asked, build
+from secondlook.sample.draws import Sampler
 from secondlook.sample.npz import Spent
-from tests.test_generate import CPU, run, saved
+from tests.test_generate import build, run, saved
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +67,8 @@ def test_stopped_between_parts_and_resumed(
     assert (code, "was made with seed 0, not 1" in err, len(err.strip().splitlines())) == (2, True, 1)
     stamp = (tmp_path / "cut.npz.parts/000000.npy").stat().st_mtime_ns
     drawn = []
-    draw = generate.Sampler.draw
-    monkeypatch.setattr(generate.Sampler, "draw", lambda self, index: (drawn.append(list(index)), draw(self, index))[1])
+    draw = Sampler.draw
+    monkeypatch.setattr(Sampler, "draw", lambda self, index: (drawn.append(list(index)), draw(self, index))[1])
     assert stamp
     code, text, _ = run(capsys, *words, tmp_path / "cut.npz")
     assert code == 0
@@ -133,7 +132,7 @@ def test_two_processes_make_the_same_file(pixels: Path, tmp_path: Path, capsys: 
 
 
 def test_each_process_takes_its_own_parts(pixels: Path, tmp_path: Path) -> None:
-    sampler = build(Asked(str(pixels), 10, solver="euler", steps=2), CPU)
+    sampler = build(pixels, 10, solver="euler", steps=2)
     shares: dict[int, list[int]] = {}
     for rank in (1, 2, 0):
         share = shares[rank] = []
@@ -144,9 +143,9 @@ def test_each_process_takes_its_own_parts(pixels: Path, tmp_path: Path) -> None:
 
         team = Team(rank, 3, rank)
         if rank == 1:  # the first process makes the folder
-            Parts(tmp_path / "s.npz.parts", {**sampler.settings(), "per part": 2}, 5, lambda: False).begin(Team(0, 3))
+            Parts(tmp_path / "s.npz.parts", {**sampler.facts(), "per part": 2}, 5, lambda: False).begin(Team(0, 3))
         facts = sampling_npz.produce(
-            tmp_path / "s.npz", sampler.settings(), sampler.labels, draw, per=2, team=team, quiet=True
+            tmp_path / "s.npz", sampler.facts(), sampler.labels, draw, per=2, team=team, quiet=True
         )
         assert (facts is None) == (rank != 0)
     assert shares == {0: [0, 1, 6, 7], 1: [2, 3, 8, 9], 2: [4, 5]}
@@ -211,7 +210,7 @@ class Colours:
 def test_evaluate_scores_what_sample_wrote(
     pixels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(class_commands, "features_of", lambda text, device: Colours())
+    monkeypatch.setattr(features_module, "features_of", lambda text, device: Colours())
     for seed in ("0", "1"):
         words = [
             "--model",
@@ -250,9 +249,9 @@ def test_evaluate_scores_what_sample_wrote(
         (["--reference", second, "--rows", "0"], "--rows must be"),
         (
             ["--reference", second, "--out", str(tmp_path / "no/scores.json")],
-            "--out wants a file in an existing folder",
+            "--out expects a file in an existing folder",
         ),
-        (["--reference", second, "--out", str(tmp_path)], "--out wants a file in an existing folder"),
+        (["--reference", second, "--out", str(tmp_path)], "--out expects a file in an existing folder"),
     ):
         code, text, err = evaluate(*wrong)
         assert (code, text, len(err.strip().splitlines()), pattern in err) == (2, "", 1, True), err  # before any work

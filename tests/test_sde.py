@@ -194,7 +194,7 @@ def test_official_forms_are_twice_their_coefficient(path: Path, norm: float) -> 
         (lambda: Diffusion("kl_eta"), "loss table"),
         (lambda: Diffusion("kl_eta", eta=0.0, losses=TABLE), "eta above 0"),
         (lambda: EulerMaruyama(diffusion="kl_eta"), "loss table"),
-        (lambda: EulerMaruyama(last="median"), "last wants one of"),  # type: ignore[arg-type]
+        (lambda: EulerMaruyama(last="median"), "last expects one of"),  # type: ignore[arg-type]
         (lambda: StochasticHeun(cap=-1.0), "cap must be 0 or above"),
         (lambda: EulerMaruyama(cap=math.nan), "cap must be 0 or above"),
         (lambda: EulerMaruyama(losses="nowhere.json"), "cannot be read"),

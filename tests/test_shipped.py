@@ -11,10 +11,9 @@ import pytest
 import torch
 
 from secondlook import api
-from secondlook.backends import shipped as kits
+from secondlook.backends import scenes as kits
 from secondlook.engine.rig import Rig
 from secondlook.models import checkpoint
-from secondlook.sample.plain import run_all
 from secondlook.settings import Settings
 from secondlook.worlds.scenes.checker import check
 from secondlook.worlds.scenes.prompts import prompt_set
@@ -24,7 +23,8 @@ PROMPTS = prompt_set("scenes-dev")[::5]
 
 def checker_score(change: Callable[[torch.nn.Module], None] | None = None) -> float:
     """Share of PROMPTS that one plain sample each gets right."""
-    s = Settings([p.text for p in PROMPTS]).fill()
+    s = Settings([p.text for p in PROMPTS])
+    s = s.filled(kits.Scenes().usual(s))
     if change:
         original = checkpoint.load_text
 
@@ -35,15 +35,15 @@ def checker_score(change: Callable[[torch.nn.Module], None] | None = None) -> fl
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(kits, "load_text", changed)
-            rig = api.build_rig(s, scoring=False)
+            rig = api.build_rig(s, kits.Scenes())
     else:
-        rig = api.build_rig(s, scoring=False)
+        rig = api.build_rig(s, kits.Scenes())
     return float(check(draw_each(rig, s), PROMPTS).mean())
 
 
 def draw_each(rig: Rig, s: Settings) -> np.ndarray:
-    tasks = api.tasks_of(s)
-    return run_all(rig, [rig.start(t.key.child("draw", 0)) for t in tasks], [t.condition for t in tasks])
+    tasks = api.tasks_of(s, kits.Scenes(), rig.times)
+    return rig.finish([rig.start(t.key.child("draw", 0)) for t in tasks], [t.condition for t in tasks])
 
 
 def shuffle(module: torch.nn.Module) -> None:
@@ -81,8 +81,10 @@ def test_random_search_with_the_learned_verifier_beats_the_base(tmp_path: Path) 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("bf16", [False, True])
 def test_a_row_does_not_depend_on_its_batch_mates(threads: int, bf16: bool) -> None:
-    s = Settings([p.text for p in PROMPTS[:8]], rows=8, bf16=bf16, threads=threads).fill()
-    rig, tasks = api.build_rig(s, scoring=False), api.tasks_of(s)
+    s = Settings([p.text for p in PROMPTS[:8]], rows=8, bf16=bf16, threads=threads)
+    s = s.filled(kits.Scenes().usual(s))
+    rig = api.build_rig(s, kits.Scenes())
+    tasks = api.tasks_of(s, kits.Scenes(), rig.times)
     states = [rig.start(t.key.child("draw", 0)) for t in tasks]
     asked = [t.condition for t in tasks]
     together, later = states, []

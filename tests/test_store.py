@@ -128,7 +128,7 @@ def test_a_second_writer_is_refused(store: Store) -> None:
 
 @pytest.mark.parametrize("folder", ["nowhere", "."])
 def test_a_folder_without_a_log_is_no_run(tmp_path: Path, folder: str) -> None:
-    with pytest.raises(ConfigError, match=r"is no run: it holds no run.sqlite"):
+    with pytest.raises(ConfigError, match=r"is not a run: it holds no run.sqlite"):
         Store.open(tmp_path / folder)
     assert not list(tmp_path.iterdir())
 
@@ -236,7 +236,7 @@ def test_a_damaged_state_is_as_good_as_none(store: Store, damage: str) -> None:
     )
     path = store.folder / "states" / "000002.npz"
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
-    assert store.state(2) is None  # whoever wants it makes it again from its derivation
+    assert store.state(2) is None  # whoever expects it makes it again from its derivation
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -257,7 +257,7 @@ def test_a_damaged_log_is_said_to_be_damaged(store: Store, damage: str) -> None:
 def test_a_log_without_its_configuration_is_damaged(store: Store, config: str) -> None:
     with sqlite3.connect(store.folder / LOG) as db:
         db.execute("UPDATE meta SET value=? WHERE key='config'", (config,))
-    with pytest.raises(DamagedError, match="Restore it from a copy, or draw anew"):
+    with pytest.raises(DamagedError, match="Restore it from a copy, or draw again"):
         Store.open(store.folder)
 
 

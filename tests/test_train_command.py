@@ -55,7 +55,7 @@ def test_train_digits_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[s
     c = network.config
     assert (c.side, c.patch, c.channels, c.width, c.depth, c.classes) == (8, 4, 1, 16, 1, 10)
     assert isinstance(load(Path(facts["weights"])), SiT)
-    with pytest.raises(ConfigError, match='hold a "sit"; a "text-sit" was wanted'):
+    with pytest.raises(ConfigError, match='hold a "sit"; a "text-sit" was expected'):
         load_text(Path(facts["weights"]))
     assert main(words) == 0  # the same command again has nothing left to do
     assert json.loads(capsys.readouterr().out)["steps"] == 3
@@ -95,7 +95,7 @@ def test_compiled_training_is_asked_for(tmp_path: Path, monkeypatch: pytest.Monk
     [
         (["digit"], 'no training of "digit"; did you mean "digits"'),
         (["digits", "--path", "lineal"], 'no path "lineal"; did you mean "linear"'),
-        (["digits", "--predicts", "x0"], "--predicts wants velocity, noise, data, score"),
+        (["digits", "--predicts", "x0"], "--predicts expects velocity, noise, data, score"),
         (["digits", "--weight", "heavy"], 'no loss weight "heavy"'),
         (["digits", "--times", "logit_normal(sd=1)"], 'no option "sd"'),
         (["digits", "--times", "beta"], "Times are"),
@@ -104,7 +104,7 @@ def test_compiled_training_is_asked_for(tmp_path: Path, monkeypatch: pytest.Monk
         (["digits", "--model", "SiT-S/8", "--steps", "0"], "--steps must be at least 1"),
         (["digits", "--model", "sit(side=16)"], "side comes from the data"),
         (["digits", "--model", "sit(patch=3)"], "cannot be cut into patches of 3"),
-        (["digits", "--model", "unet(width=3)"], "--model wants a name such as"),
+        (["digits", "--model", "unet(width=3)"], "--model expects a name such as"),
         (["digits", "--optimizer", "sgd"], 'no optimizer "sgd"'),
         (["digits", "--samples", "x.npz"], "`train digits` takes no --samples"),
         (["digits", "--data", "x"], "makes its own data"),

@@ -109,7 +109,7 @@ class Adapter(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the network runs. Finding it walks all modules, so it is looked up anew only after ``refresh``."""
+        """Where the network runs. Finding it walks all modules, so it is looked up again only after ``refresh``."""
         if self._device is None:
             # Of a pipeline whose text encoders have left, the pipeline's own answer would be where those are.
             self._device = self.module.device if self._movable() else self.pipe._execution_device
@@ -145,7 +145,7 @@ class Adapter(ABC):
         return str(getattr(self.pipe, "name_or_path", None) or "")
 
     def compiled(self) -> bool:
-        """Whether the network or its blocks were compiled, which wants batches of one size."""
+        """Whether the network or its blocks were compiled, which expects batches of one size."""
         return any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) is not None
                    for m in self.module.modules())  # fmt: skip
 
@@ -316,7 +316,7 @@ class Adapter(ABC):
             cure = {"float16": "Load it in bfloat16 and draw", "bfloat16": "Load it in float32 and draw"}.get(
                 had, "Check its weights, or draw"
             )
-            raise SecondlookError(f"The network's latents are not finite: it overflowed in {had}. {cure} anew.")
+            raise SecondlookError(f"The network's latents are not finite: it overflowed in {had}. {cure} again.")
         vae = self.pipe.vae
         if vae.dtype == torch.float16 and vae.config.get("force_upcast"):
             self._upcast()
@@ -328,7 +328,7 @@ class Adapter(ABC):
             found = self._decoded(x, finish)
         if found is None:
             raise SecondlookError("The autoencoder gave NaN, in float32 too: its weights do not fit these latents, or are damaged. Give "
-                                  "pipe.vae another, and draw anew; nothing recorded is lost.")  # fmt: skip
+                                  "pipe.vae another, and draw again; nothing recorded is lost.")  # fmt: skip
         return found
 
     def _decoded(self, x: Tensor, finish: Callable[[Tensor], Tensor]) -> Tensor | None:

@@ -1,7 +1,7 @@
 """FLUX.1 dev and schnell: a rectified flow over packed latents, time shift by resolution, guidance distilled into the network.
 
 ``guidance`` is the distilled scale, which the network is shown and which costs one pass; ``true_guidance`` above 1 adds
-classifier-free guidance away from the negative prompt, at two. Schnell has no distilled guidance and wants four steps.
+classifier-free guidance away from the negative prompt, at two. Schnell has no distilled guidance and expects four steps.
 """
 
 from __future__ import annotations

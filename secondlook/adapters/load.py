@@ -116,7 +116,9 @@ def _class_of(kind: type, adapter: Any) -> type[Adapter]:
         except Exception as error:  # whatever another package's top level raises
             raise ConfigError(f'The adapter "{target}" cannot be imported ({error}); wanted module:attr.') from None
     if not (inspect.isclass(found) and issubclass(found, Adapter)) or inspect.isabstract(found):
-        raise ConfigError(f'"{target}" is no adapter: wanted a class derived from secondlook.adapters.base.Adapter.')
+        raise ConfigError(
+            f'"{target}" is not an adapter: expected a class derived from secondlook.adapters.base.Adapter.'
+        )
     return found
 
 
@@ -176,7 +178,7 @@ def _wear(pipe: Any, lora: str | None) -> None:
             raise ValueError("none of its weights belongs to this pipeline")
     except Exception as error:  # diffusers', peft's and the hub's own kinds
         reason = textwrap.shorten(f"{type(error).__name__}: {error}", 240, placeholder="…")
-        raise ConfigError(f'"{lora}" cannot be loaded as LoRA weights of this {type(pipe).__name__} ({reason}). Wanted: a '
+        raise ConfigError(f'"{lora}" cannot be loaded as LoRA weights of this {type(pipe).__name__} ({reason}). Expected: a '
                           ".safetensors file made for it, or a folder or hub id with one.") from None  # fmt: skip
 
 
@@ -234,7 +236,7 @@ def _dtype_word() -> str:
 
 
 def _refuse_no_pipeline(folder: Path, adapter: Any) -> None:
-    """ConfigError for what is no pipeline's folder, for a class without an adapter, and for a part that is not there."""
+    """ConfigError for what is not a pipeline's folder, for a class without an adapter, and for a part that is not there."""
     index = folder / "model_index.json"
     if not index.is_file():
         raise ConfigError(f'"{folder}" is neither a file nor a shipped model, and no pipeline: it holds no model_index.json. Name a folder that pipe.save_pretrained '

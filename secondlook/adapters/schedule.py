@@ -33,7 +33,7 @@ REFUSED = ("EDM", "LCM", "Consistency", "TCD", "Cosine", "SCM", "VQDiffusion", "
 @dataclass(frozen=True)
 class Kept(Discrete):
     """A discrete path that keeps what it worked out. A search's rows stand at the grid's few times over and over, and each step
-    asks for them several times; working them out anew takes a CPU up to a millisecond a step, while the GPU waits. Kept by
+    asks for them several times; working them out again takes a CPU up to a millisecond a step, while the GPU waits. Kept by
     whole batches of times, so that the bits are those of ``Discrete``."""
 
     kept: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)

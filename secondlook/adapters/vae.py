@@ -54,7 +54,9 @@ class VAE:
         """x [B, 3, H, W] in [-1, 1] to the posterior's mean and standard deviation, each [B, C, H / factor, W / factor]
         float32, before shift and scale."""
         if pictures.shape[-1] % self.factor or pictures.shape[-2] % self.factor:
-            raise ShapeError(f"This autoencoder wants sides that divide by {self.factor}; got {list(pictures.shape)}.")
+            raise ShapeError(
+                f"This autoencoder expects sides that divide by {self.factor}; got {list(pictures.shape)}."
+            )
         found = [self.module.encode(x.to(self.device)).latent_dist for x in pictures.split(self.chunk)]
         return torch.cat([d.mean.float() for d in found]), torch.cat([d.std.float() for d in found])
 

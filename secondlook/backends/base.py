@@ -19,6 +19,9 @@ COMMON = frozenset({
 })  # fmt: skip
 
 
+GUIDES = ("sharpness", "brightness", "compressibility")  # what needs no download; the first guides where none is named
+
+
 class Backend(Protocol):
     """name: the world's name, or "diffusers". takes: the options beyond the common ones that mean something here."""
 
@@ -103,3 +106,10 @@ def guide_of(s: Settings, null: Any, channels: int, weak: Network | None = None)
     held = Null(null())
     assert s.guidance is not None
     return ClassifierFree(s.guidance, held.join, held.null, s.cfg_channels, s.cfg_interval)
+
+
+def refuse_guide(name: Any) -> None:
+    """ConfigError for the verifiers of the built-in worlds."""
+    if name in ("learned", "judge", "oracle"):
+        raise ConfigError(f'"{name}" belongs to the built-in worlds. A pipeline is guided by {", ".join(GUIDES)}, or by your own: '
+                          "package.module:attribute.")  # fmt: skip

@@ -9,6 +9,7 @@ from secondlook.backends import pipelines
 from secondlook.backends.base import Backend, refuse_foreign
 from secondlook.backends.foreign import refuse_foreign_weights
 from secondlook.errors import ConfigError, nearest
+from secondlook.models.checkpoint import read_config
 from secondlook.models.find import weights_file, world_of
 from secondlook.models.official import is_own
 from secondlook.registry import MODELS, WORLDS, resolve
@@ -28,6 +29,8 @@ def find(model: Any, s: Settings) -> Backend:
             )
         refuse_foreign(pipelines.Pipeline, [n for n in given if n != "bf16"], "pipelines")  # type: ignore[arg-type]
         return pipelines.hold(model, s)
+    if s.vae is not None:
+        return _latents(model, s, given)
     name = None if model is None else str(model)
     _refuse_no_pipeline(name, s)
     backend = _own(name, s.world)
@@ -36,16 +39,30 @@ def find(model: Any, s: Settings) -> Backend:
 
 
 def outside(model: Any, s: Settings) -> bool:
-    """Whether a model means a generator from outside: an object, a folder of a pipeline, a hub id, or any weights with an
-    autoencoder."""
+    """Whether a model means a pipeline: an object, a folder of one, or a hub id."""
     if model is None or (isinstance(model, str) and model in MODELS):
         return False
     if not isinstance(model, (str, Path)):
         return True
     path = Path(model)
-    if s.vae is not None or (path.is_dir() and not _weights_folder(path)):
+    if s.vae is not None:
+        return False
+    if path.is_dir() and not _weights_folder(path):
         return True
     return "/" in str(model) and not path.exists() and path.suffix not in SUFFIXES
+
+
+def _latents(model: Any, s: Settings, given: dict[str, Any]) -> Backend:
+    """Weights of latents with their autoencoder."""
+    from secondlook.backends.latents import Latents
+
+    if model is None or (isinstance(model, str) and model in MODELS) or s.world not in (None, Latents.name):
+        raise ConfigError(f'--vae belongs to SiT or DiT weights; "{model or s.world or "scenes"}" decodes its own pictures. Give --model FILE, or leave '
+                          "--vae out.")  # fmt: skip
+    if (Path(str(model)) / "model_index.json").exists():
+        raise ConfigError("--vae belongs to SiT weights; a pipeline brings its own autoencoder.")
+    refuse_foreign(Latents, list(given), "SiT weights")  # type: ignore[arg-type]
+    return Latents(str(model), str(s.vae), s.device, s.dtype)
 
 
 def _weights_folder(path: Path) -> bool:
@@ -72,6 +89,17 @@ def _refuse_no_pipeline(model: str | None, s: Settings) -> None:
                       f"of a pipeline; {nearest(model, MODELS)}")  # fmt: skip
 
 
+def world_meant(s: Settings) -> str | None:
+    """The world that settings mean, by its name or the model's; None for generators from outside and weights that name none."""
+    if s.world is not None:
+        return s.world
+    if s.model is None:
+        return "scenes"
+    if outside(s.model, s) or s.vae is not None:
+        return None
+    return s.model if s.model in WORLDS else world_of(weights_file(s.model))
+
+
 def _own(model: str | None, world: str | None) -> Backend:
     """A world's backend, by its name, by the model's, or by what the model's file says."""
     if world is None and model is not None:
@@ -90,6 +118,8 @@ def _unnamed(model: str) -> Backend:
 
     file = weights_file(model)
     if not is_own(file):
+        if file.suffix == ".safetensors":
+            read_config(file)  # says what is wrong with a damaged file
         raise ConfigError(f'"{file}" samples latents: give the autoencoder that decodes them, --vae FOLDER_OR_ID.')
     return Weights(model)
 
@@ -98,4 +128,8 @@ def found_again(s: Settings, model: Any = None, device: str | None = None) -> Ba
     """The backend of a recorded run."""
     if s.world == pipelines.NAME:
         return pipelines.again(s, model, device)
+    if s.world == "latents":
+        from secondlook.backends.latents import Latents
+
+        return Latents(str(s.model), str(s.vae), device or s.device, s.dtype)
     return _own(s.model, s.world)

@@ -104,7 +104,7 @@ class Own:
         grids = Grids(s, held.path, held.path_name, network.predicts)
         return Rig(
             Flow(network, held.path, given), solver, grids(int(s.steps or 1)), held.encode, Shown(self.decode), guide,
-            self.judges() if scoring else {}, rows=s.rows or 16, pad=s.pad is not False, grids=grids, device=device, inference=True,
+            {n: j for n, j in self.judges().items() if guide is None or n != guide.name} if scoring else {}, rows=s.rows or 16, pad=s.pad is not False, grids=grids, device=device, inference=True,
         )  # fmt: skip
 
     def _loaded_weak(self, s: Settings, device: torch.device, held: Loaded) -> Network | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from secondlook.backends.base import guide_of
+from secondlook.backends.base import GUIDES, guide_of, refuse_guide
 from secondlook.engine.rig import Rig
 from secondlook.errors import ConfigError
 from secondlook.flow.estimate import Flow
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from secondlook.adapters.base import Adapter
 
 NAME = "diffusers"
-GUIDES = ("sharpness", "brightness", "compressibility")  # what needs no download; the first guides where none is named
 LOADING = (
     "height",
     "width",
@@ -116,13 +115,6 @@ class Singly:
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.cat([self.inner(row) for row in x.split(1)])
-
-
-def refuse_guide(name: Any) -> None:
-    """ConfigError for the verifiers of the built-in worlds."""
-    if name in ("learned", "judge", "oracle"):
-        raise ConfigError(f'"{name}" belongs to the built-in worlds. A pipeline is guided by {", ".join(GUIDES)}, or by your own: '
-                          "package.module:attribute.")  # fmt: skip
 
 
 def hold(model: Any, s: Settings) -> Pipeline:

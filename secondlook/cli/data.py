@@ -58,7 +58,7 @@ def evaluate(args: Args) -> int:
         if not Path(file).is_file():
             raise ConfigError(f'There is no file "{file}"; give an .npz.')
     if args.out and (Path(args.out).is_dir() or not Path(args.out).resolve().parent.is_dir()):
-        raise ConfigError(f'--out wants a file in an existing folder, for the scores as JSON; got "{args.out}".')
+        raise ConfigError(f'--out expects a file in an existing folder, for the scores as JSON; got "{args.out}".')
     singles = bool({"pr", "dc"} & set(wanted))
     evaluation = Evaluation(
         SelectedFeatures(features_of(args.features, Team.here().device(args.device)), set(wanted)), args.rows or 64

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from secondlook.backends.find import outside
+from secondlook.backends.find import world_meant
 from secondlook.errors import ConfigError
 from secondlook.settings import Settings
 from secondlook.worlds.scenes.grammar import from_metadata, parse
@@ -14,7 +14,7 @@ from secondlook.worlds.scenes.grammar import from_metadata, parse
 def read_prompts(path: Path, s: Settings) -> list[str]:
     """The prompts of a file: one a line, or GenEval JSON lines; ConfigError with the line's number. s: what will draw them, as
     it was given: lines of the Scenes world are checked here, where their number is known."""
-    scenes = s.world in (None, "scenes") and not outside(s.model, s) and s.model in (None, "scenes")
+    scenes = world_meant(s) == "scenes"
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # newlines of every system are read as one
     except FileNotFoundError:

@@ -45,7 +45,8 @@ def _sheet(args: Args, out: Path, labels: str) -> int:
     with backend.session(), api.threads(s.threads):
         made = sampler(s, backend, args.count, labels)
         pictures, spent = made.draw(range(made.count))
-    zoom = max(1, (96 if made.labels is not None else 128) // pictures.shape[1])
+    small = 2 if pictures.shape[2] <= 128 else 1
+    zoom = small if made.labels is None else max(1, 96 // pictures.shape[1])
     contact_sheet(pictures, args.prompt or "", zoom=zoom).save(out)
     print(f"{out}: {spent.nfe / made.count:.4g} evaluations a sample, {spent.passes / made.count:.4g} network passes")
     return 0

@@ -95,7 +95,7 @@ class interruptible:
 
 def replay(args: Args) -> int:
     if args.out and not (args.out.lower().endswith(".png") and Path(args.out).resolve().parent.is_dir()):
-        raise ConfigError(f'--out wants a .png file in an existing folder; got "{args.out}".')
+        raise ConfigError(f'--out expects a .png file in an existing folder; got "{args.out}".')
     done = api.replay(args.dir, args.outcome, device=args.device)
     if args.out:
         Image.fromarray(done.picture).save(args.out)
@@ -175,7 +175,7 @@ def _metadata(prompts: list[str], store: Store, file: str | None) -> list[str]:
         named = [json.loads(line)["prompt"] for line in lines]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f'--metadata wants JSON lines with a "prompt" each; "{file}" cannot be read so ({error}).'
+            f'--metadata expects JSON lines with a "prompt" each; "{file}" cannot be read so ({error}).'
         ) from None
     if named != prompts:
         raise ConfigError(

@@ -46,6 +46,7 @@ class Desk:
         self._judges = {name: Worker(f"judge-{name}", patience) for name in rig.judges}
         self._row = dict.fromkeys(self._asked, 0)
         self._behind = 0
+        self._seen = self._lost = 0
 
     # ---- from the engine's thread ------------------------------------------------------------------------------------
 
@@ -92,6 +93,13 @@ class Desk:
             job.picture, job.failed = picture, error
             if picture is None:
                 self._unseen(job)
+        self._seen += sum(j.picture is not None for j in jobs)
+        self._lost += sum(j.picture is None for j in jobs)
+        if not self._seen and self._lost >= IN_A_ROW:
+            self._stop(SecondlookError(
+                f"Every row drawn so far overflowed ({self._lost} of {self._lost}): the network's numbers are not finite. Load the model in a wider "
+                "dtype (--dtype bfloat16 or float32), or check its weights. Nothing recorded is lost."))  # fmt: skip
+            return
         seen = [j for j in jobs if j.picture is not None]
         self._judge(seen)
         done = [j for j in jobs if not j.waiting]  # before the judges are asked, who may answer at once

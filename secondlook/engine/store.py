@@ -111,7 +111,7 @@ class Store:
         log = folder / LOG
         if not log.is_file():
             raise ConfigError(
-                f'"{folder}" is no run: it holds no {LOG}. Name a folder that `secondlook draw --out` made.'
+                f'"{folder}" is not a run: it holds no {LOG}. Name a folder that `secondlook draw --out` made.'
             )
         try:
             db = _connect(log)
@@ -121,7 +121,7 @@ class Store:
                 raise ValueError("its configuration names no prompts")
         except (sqlite3.DatabaseError, KeyError, TypeError, ValueError) as error:
             raise DamagedError(
-                f"The log {log} cannot be read ({error}). Restore it from a copy, or draw anew."
+                f"The log {log} cannot be read ({error}). Restore it from a copy, or draw again."
             ) from None
         if version != VERSION:
             who = f"; {FORMER[version]} reads it" if version in FORMER else ""
@@ -247,7 +247,7 @@ class Store:
 def refuse_full(folder: Path) -> None:
     """ConfigError unless ``folder`` can hold a new run: it does not exist, or is an empty folder."""
     if folder.exists() and not folder.is_dir():
-        raise ConfigError(f'"{folder}" is a file; --out wants a folder.')
+        raise ConfigError(f'"{folder}" is a file; --out expects a folder.')
     if folder.is_dir() and (folder / LOG).exists():
         raise ConfigError(
             f'"{folder}" already holds a run. Choose another --out, or go on with `secondlook resume {folder}`.'

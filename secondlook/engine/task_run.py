@@ -132,7 +132,7 @@ class TaskRun:
     def _check(self, proposal: Proposal, begin: float) -> None:
         parents = proposal.move.parents
         proposal.move.check(self.proposal(parents[0]) if parents else None)
-        if begin > proposal.stop + EPS:
+        if begin > max(proposal.stop, self.rig.begin) + EPS:  # schedules that begin late are no plan's fault
             raise ConfigError(f"A proposal begins at time {begin:g} and would stop before it, at {proposal.stop:g}; time grows while a "
                               "sample is made. Rewind first.")  # fmt: skip
         if proposal.look == "free" and proposal.asks and not proposal.finished and begin > proposal.stop - EPS:

@@ -39,7 +39,7 @@ def respaced(count: int, steps: int = 1000) -> tuple[float, ...]:
     """Times of ``count`` of ``steps`` discrete steps, evenly spread from the noisiest to the cleanest, and 1.0 last: ADM's rule
     for one section (2102.09672's code). Its strides are summed in floating point before they are rounded, and so are ours."""
     if not 2 <= count <= steps:
-        raise ConfigError(f"Respacing {steps} steps wants from 2 to {steps} of them; got {count}.")
+        raise ConfigError(f"Respacing {steps} steps expects from 2 to {steps} of them; got {count}.")
     stride = (steps - 1) / (count - 1)
     taken = [round(at) for at in accumulate([stride] * (count - 1), initial=0.0)]
     return (*(1 - (i + 1) / steps for i in reversed(taken)), 1.0)
@@ -66,7 +66,7 @@ class Discrete:
     def __post_init__(self) -> None:
         if len(self.abar) < 2 or not all(1 > a > b > 0 for a, b in pairwise(self.abar)):
             raise ConfigError(
-                "A discrete path wants two or more alphas_cumprod that fall from below 1 and stay above 0; "
+                "A discrete path expects two or more alphas_cumprod that fall from below 1 and stay above 0; "
                 "where the last is 0 give a small number, such as 2 ** -24."
             )
         if not self.abar[0] <= self.final <= 1:
@@ -166,7 +166,7 @@ class Indexed:
         config = getattr(self.network, "config", None)
         if getattr(config, "time_scale", 1.0) != 1.0 or getattr(config, "reversed_time", False):
             raise ConfigError(
-                "A network of discrete steps is shown their numbers: it wants time_scale 1 and no reversed_time."
+                "A network of discrete steps is shown their numbers: it expects time_scale 1 and no reversed_time."
             )
 
     @property

@@ -27,7 +27,7 @@ def spread(start: float, end: float, steps: int, shift: float = 1.0, last: float
     """``steps`` steps from ``start`` to ``end``, and one more of size ``last`` where that is above 0 (SiT's SDE sampler:
     even steps to 0.96, then one of 0.04; 2401.08740, app. D)."""
     if not start < end:
-        raise ConfigError(f"A grid wants its start before its end; got {start} and {end}.")
+        raise ConfigError(f"A grid expects its start before its end; got {start} and {end}.")
     times = tuple(start + (end - start) * u for u in grid(steps, shift))
     return (*times[:-1], end, *([end + last] if last > 0 else []))
 

@@ -71,7 +71,7 @@ class ClassifierFree:
 
     def __post_init__(self) -> None:
         if self.interval is not None and self.null is None:
-            raise ConfigError("Guidance in an interval wants null(rows) as well as join.")
+            raise ConfigError("Guidance in an interval expects null(rows) as well as join.")
 
     def passes_at(self, t: float) -> int:
         return 2 if self._guided(t) else 1
@@ -124,7 +124,7 @@ class AutoGuidance:
     def __call__(self, network: Network, x: Tensor, t: Tensor, cond: Any) -> Tensor:
         if network.predicts != self.weak.predicts:
             raise ConfigError(
-                f"Autoguidance wants two models of one prediction; got {network.predicts} and {self.weak.predicts}."
+                f"Autoguidance expects two models of one prediction; got {network.predicts} and {self.weak.predicts}."
             )
         strong = network(x, t, cond)
         if self.interval is None:

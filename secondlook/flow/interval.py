@@ -27,7 +27,7 @@ class Interval:
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.end <= 1:
-            raise ConfigError(f"An interval wants 0 <= start < end <= 1; got {self.start} and {self.end}.")
+            raise ConfigError(f"An interval expects 0 <= start < end <= 1; got {self.start} and {self.end}.")
 
 
 # The paper's table has scores run to data itself; there sigma times the gradient is 0 times infinity, hence 1e-5 here.

@@ -127,7 +127,7 @@ def renoise(path: Path, x: Tensor, t: Tensor, earlier: Tensor, noise: Tensor) ->
     """
     if bool((earlier > t).any()):
         raise ValueError(
-            f"renoise goes back in time: wanted earlier <= t, got {earlier.max():.4g} after {t.min():.4g}."
+            f"renoise goes back in time: expected earlier <= t, got {earlier.max():.4g} after {t.min():.4g}."
         )
     c, e = path.coefs(t).like(x), path.coefs(earlier).like(x)
     a = torch.where(c.alpha > 0, e.alpha / c.alpha.clamp_min(1e-12), torch.ones_like(e.alpha))

@@ -235,5 +235,5 @@ class Evaluation:
             with torch.no_grad():
                 gathered.take(self.features(batch), len(batch))
         if gathered.pool.count < 2:
-            raise ConfigError(f"Evaluation wants at least two pictures; got {gathered.pool.count}.")
+            raise ConfigError(f"Evaluation expects at least two pictures; got {gathered.pool.count}.")
         return gathered

@@ -40,7 +40,7 @@ class Gaussian:
     def __post_init__(self) -> None:
         if self.mu.ndim != 1 or self.sigma.shape != (len(self.mu), len(self.mu)):
             got = f"{list(self.mu.shape)} and {list(self.sigma.shape)}"
-            raise ShapeError(f"A Gaussian wants mu [D] and sigma [D, D]; got {got}.")
+            raise ShapeError(f"A Gaussian expects mu [D] and sigma [D, D]; got {got}.")
         if not bool(self.mu.isfinite().all() and self.sigma.isfinite().all()):
             raise ConfigError("A Gaussian's mu and sigma must be finite; look for NaN or infinity in the features.")
 

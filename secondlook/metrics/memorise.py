@@ -87,7 +87,7 @@ def memorisation(
     if not 0 < quantile < 1:
         raise ConfigError(f"The quantile must lie between 0 and 1; got {quantile}.")
     if not len(test) or not len(samples):
-        raise ConfigError(f"Memorisation wants test pictures and samples; got {len(test)} and {len(samples)}.")
+        raise ConfigError(f"Memorisation expects test pictures and samples; got {len(test)} and {len(samples)}.")
     usual, found = nearest(train, test, chunk)[0], nearest(train, samples, chunk)[0]
     if float(usual.mean()) == 0:
         raise ConfigError("Every test picture is a training picture; hold other pictures out to measure memorisation.")

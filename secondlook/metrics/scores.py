@@ -61,9 +61,9 @@ def inception_score(values: Tensor, splits: int = 10, *, kind: Literal["logits",
     used a block at a time. ConfigError for fewer rows than splits and for values not of the stated kind.
     """
     if values.ndim != 2:
-        raise ShapeError(f"An Inception score wants predictions [N, C]; got {list(values.shape)}.")
+        raise ShapeError(f"An Inception score expects predictions [N, C]; got {list(values.shape)}.")
     if not 1 <= splits <= len(values):
-        raise ConfigError(f"An Inception score over {splits} splits wants at least as many rows; got {len(values)}.")
+        raise ConfigError(f"An Inception score over {splits} splits expects at least as many rows; got {len(values)}.")
     edges = [len(values) * i // splits for i in range(splits + 1)]
     scores = [_score(values[start:stop], kind) for start, stop in pairwise(edges)]
     spread = torch.tensor(scores, dtype=torch.float64)
@@ -86,7 +86,7 @@ def _probabilities(rows: Tensor, kind: str) -> Tensor:
     if kind not in ("logits", "probabilities"):
         raise ConfigError(f'The kind of predictions must be "logits" or "probabilities"; got {kind!r}.')
     if not bool(rows.isfinite().all()):
-        raise ConfigError("An Inception score wants finite predictions; look for NaN or infinity in them.")
+        raise ConfigError("An Inception score expects finite predictions; look for NaN or infinity in them.")
     sums_to_one = bool((rows >= 0).all()) and bool(((rows.sum(1) - 1).abs() < 1e-3).all())
     if sums_to_one == (kind == "logits") and rows.shape[1] > 1:
         other = "probabilities" if sums_to_one else "logits"
@@ -201,10 +201,10 @@ def kid(real: Tensor, fake: Tensor, subsets: int = 100, size: int = 1000, seed: 
     fake [M, D]. It may be negative. ConfigError where a set has fewer than ``size`` samples.
     """
     if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1]:
-        raise ShapeError(f"KID wants features [N, D] and [M, D]; got {list(real.shape)} and {list(fake.shape)}.")
+        raise ShapeError(f"KID expects features [N, D] and [M, D]; got {list(real.shape)} and {list(fake.shape)}.")
     if subsets < 1 or not 2 <= size <= min(len(real), len(fake)):
         raise ConfigError(
-            f"KID wants one or more subsets of 2 to {min(len(real), len(fake)):,} samples, as many as the smaller set "
+            f"KID expects one or more subsets of 2 to {min(len(real), len(fake)):,} samples, as many as the smaller set "
             f"has; got {subsets} of {size:,}."
         )
     draw = torch.Generator().manual_seed(seed)

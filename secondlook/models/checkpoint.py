@@ -52,7 +52,7 @@ def read_config(path: Path) -> dict[str, Any]:
             return config
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise DamagedError(
-            f"The weights {path} cannot be read ({error}). Install the package again, or train anew."
+            f"The weights {path} cannot be read ({error}). Install the package again, or train again."
         ) from None
 
 
@@ -70,7 +70,7 @@ def load(path: Path) -> TextSiT | SiT:
     config = read_config(path)
     kind = config.pop("kind", None)
     if kind not in ("text-sit", "sit"):
-        raise ConfigError(f'The weights {path} hold a "{kind}"; a "text-sit" or a "sit" was wanted.')
+        raise ConfigError(f'The weights {path} hold a "{kind}"; a "text-sit" or a "sit" was expected.')
     module: TextSiT | SiT
     try:
         if kind == "sit":
@@ -102,4 +102,4 @@ def load_sit(path: Path) -> SiT:
 def _expect(path: Path, kind: str) -> None:
     found = read_config(path).get("kind")
     if found != kind:
-        raise ConfigError(f'The weights {path} hold a "{found}"; a "{kind}" was wanted.')
+        raise ConfigError(f'The weights {path} hold a "{found}"; a "{kind}" was expected.')

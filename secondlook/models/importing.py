@@ -46,7 +46,7 @@ def resolved(job: Import) -> tuple[Kind, str]:
     for name, value, known in (("predicts", predicts, KINDS), ("path", path, (*PATHS, "discrete")),
                                ("weights", job.which, ("ema", "model"))):  # fmt: skip
         if value not in known:
-            raise ConfigError(f'--{name} wants one of {", ".join(known)}; got "{value}".')
+            raise ConfigError(f'--{name} expects one of {", ".join(known)}; got "{value}".')
     if job.heads is not None and job.heads < 1:
         raise ConfigError(f"--heads must be at least 1; got {job.heads}.")
     if path == "discrete" and job.narrow:

@@ -119,7 +119,7 @@ def layout(state: Mapping[str, Tensor]) -> Layout:
     for key, rank in _RANKS.items():
         if state[key].ndim != rank:
             raise ConfigError(
-                f'These weights are no SiT\'s: "{key}" wants {rank} axes; it has {list(state[key].shape)}.'
+                f'These weights are no SiT\'s: "{key}" expects {rank} axes; it has {list(state[key].shape)}.'
             )
     proj, table, fc1, head, labels = (state[k] for k in _RANKS)
     width, channels, patch, patch_too = proj.shape
@@ -189,7 +189,7 @@ def _refuse_misfits(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -
                 f'The weights "{key}" want the shape {list(wanted[key].shape)}; theirs is {list(value.shape)}.'
             )
         if not value.is_meta and not bool(value.isfinite().all()):
-            raise ConfigError(f'The weights "{key}" hold numbers that are not finite; fetch or save the file anew.')
+            raise ConfigError(f'The weights "{key}" hold numbers that are not finite; fetch or save the file again.')
 
 
 class _Undrawn(TorchFunctionMode):

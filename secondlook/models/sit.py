@@ -256,7 +256,7 @@ class SiT(nn.Module):
         """All channels of the head, [N, C or 2 C, H, W]."""
         c = self.config
         if x.shape[1:] != self.shape:
-            raise ShapeError(f"This model wants x [N, {', '.join(map(str, self.shape))}]; got {list(x.shape)}.")
+            raise ShapeError(f"This model expects x [N, {', '.join(map(str, self.shape))}]; got {list(x.shape)}.")
         time = (1 - t if c.reversed_time else t) * c.time_scale
         tokens = self.x_embedder(x) + self.pos_embed.to(x.dtype)
         mood = self.t_embedder(time) + self.y_embedder(cond.index)

@@ -27,7 +27,7 @@ def paths(
     """
     positive("paths", n=n, width=width, start=start, back=back, ahead=ahead, rounds=rounds)
     if start >= 1 or back > start:
-        raise ConfigError(f"paths: wanted back <= start < 1; got back={back!r}, start={start!r}.")
+        raise ConfigError(f"paths: expected back <= start < 1; got back={back!r}, start={start!r}.")
     while True:
         time = start
         live = yield fresh(task, n, stop=time, ask="nothing")

@@ -13,7 +13,7 @@ def zero_order(task: Task, *, neighbours: int = 4, radius: float = 0.7, patience
 
     radius: sine of the angle between a neighbour's noise and the pivot's, in (0, 1]; norms are kept (0.31 is the
     published cosine 0.95). After ``patience`` rounds without a win the pivot is parked (it stays in the run, so it can
-    still be the winner) and the climb starts anew from fresh noise. A pivot is never drawn twice. Endless.
+    still be the winner) and the climb starts again from fresh noise. A pivot is never drawn twice. Endless.
     """
     positive("zero_order", neighbours=neighbours, radius=radius, patience=patience)
     if radius > 1:

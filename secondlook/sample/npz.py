@@ -66,7 +66,7 @@ def produce(
     with other settings.
     """
     if per < 1:
-        raise ConfigError(f"A part wants at least one picture; got {per}.")
+        raise ConfigError(f"A part expects at least one picture; got {per}.")
     plain = json.loads(json.dumps({**settings, "per part": per}))
     done = _finished(out, plain)
     if done is not None:
@@ -101,10 +101,10 @@ def _finished(out: Path, plain: dict[str, Any]) -> dict[str, Any] | None:
         had = facts["settings"]
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedError(
-            f"{facts_of(out)} cannot be read ({error}); delete it and {out.name} to make them anew."
+            f"{facts_of(out)} cannot be read ({error}); delete it and {out.name} to make them again."
         ) from None
     if not out.exists():
-        raise DamagedError(f"{facts_of(out)} is there, but {out.name} is not; delete it to make both anew.")
+        raise DamagedError(f"{facts_of(out)} is there, but {out.name} is not; delete it to make both again.")
     refuse_other(out, had, plain)
     return facts
 

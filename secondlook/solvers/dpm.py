@@ -58,7 +58,7 @@ class DPMpp:
         if self.order not in (1, 2):
             raise ConfigError(f"dpmpp: order must be 1 or 2; got {self.order!r}.")
         if self.kind not in get_args(Correction):
-            raise ConfigError(f'dpmpp: there is no kind "{self.kind}"; {nearest(self.kind, get_args(Correction))}')
+            raise ConfigError(f'dpmpp: there is not a kind "{self.kind}"; {nearest(self.kind, get_args(Correction))}')
         if not 0 <= self.eta <= 1:
             raise ConfigError(f"dpmpp: eta must be from 0 to 1; got {self.eta!r}.")
 

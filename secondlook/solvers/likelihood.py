@@ -198,26 +198,26 @@ def _check(
         )
     if type(flow.guide) is not Plain:
         raise ConfigError(
-            f"A likelihood is the model's own, so log_prob wants a flow without guidance; got {type(flow.guide).__name__}."
+            f"A likelihood is the model's own, so log_prob expects a flow without guidance; got {type(flow.guide).__name__}."
         )
     if solver.random:
         raise ConfigError(
-            f"log_prob wants a deterministic solver (euler, heun, rk4, dopri5); got {type(solver).__name__}."
+            f"log_prob expects a deterministic solver (euler, heun, rk4, dopri5); got {type(solver).__name__}."
         )
     if x.ndim < 2 or not len(x) or tuple(x.shape[1:]) != tuple(flow.network.shape) or not x.is_floating_point():
         want = ", ".join(map(str, flow.network.shape))
-        raise ShapeError(f"log_prob wants floating-point x [B, {want}], B above 0; got {x.dtype} {list(x.shape)}.")
+        raise ShapeError(f"log_prob expects floating-point x [B, {want}], B above 0; got {x.dtype} {list(x.shape)}.")
     if probe not in PROBES:
         raise ConfigError(f"A probe is one of {', '.join(PROBES)}; got {probe!r}.")
     if probes < 1 or (probe == "exact" and probes != 1):
-        raise ConfigError(f"log_prob wants at least one probe, and one for the exact trace; got {probes}.")
+        raise ConfigError(f"log_prob expects at least one probe, and one for the exact trace; got {probes}.")
     if probe != "exact" and (keys is None or len(keys) != len(x)):
         raise ConfigError(
-            f"log_prob wants a key for each of its {len(x)} rows; got {0 if keys is None else len(keys)}."
+            f"log_prob expects a key for each of its {len(x)} rows; got {0 if keys is None else len(keys)}."
         )
     if steps is not None and (steps < 1 or isinstance(solver, Dopri5)):
         raise ConfigError(
-            "log_prob: steps wants at least 1, and a solver that does not choose its own (euler, heun, rk4)."
+            "log_prob: steps expects at least 1, and a solver that does not choose its own (euler, heun, rk4)."
         )
 
 
@@ -257,11 +257,11 @@ def bits_per_dim(log_prob: Tensor, dims: int, *, width: float | None = 2 / 256) 
     """
     if log_prob.ndim != 1 or not len(log_prob) or dims < 1:
         raise ShapeError(
-            f"bits_per_dim wants log densities [N] and dims above 0; got {list(log_prob.shape)} and {dims}."
+            f"bits_per_dim expects log densities [N] and dims above 0; got {list(log_prob.shape)} and {dims}."
         )
     if not bool(log_prob.isfinite().all()):
         raise ConfigError(
-            f"bits_per_dim wants finite log densities; got {int((~log_prob.isfinite()).sum())} that are not."
+            f"bits_per_dim expects finite log densities; got {int((~log_prob.isfinite()).sum())} that are not."
         )
     if width is not None and not 0 < width < math.inf:
         raise ConfigError(f"The width of a level must be above 0 and finite, or None; got {width}.")
@@ -275,11 +275,11 @@ def dequantise(x: Tensor, keys: Sequence[Key], levels: int = 256) -> Tensor:
     keyed by row, so that every level is a bin of width 2 / levels."""
     if x.dtype != torch.uint8 or x.ndim < 2 or len(keys) != len(x):
         raise ShapeError(
-            f"dequantise wants uint8 [B, *S] and B keys; got {x.dtype} {list(x.shape)} and {len(keys)} keys."
+            f"dequantise expects uint8 [B, *S] and B keys; got {x.dtype} {list(x.shape)} and {len(keys)} keys."
         )
     if not 2 <= levels <= 256 or (x.numel() and int(x.max()) >= levels):
         raise ConfigError(
-            f"dequantise wants 2 to 256 levels and integers below them; got {levels}, and {int(x.max())} in the data."
+            f"dequantise expects 2 to 256 levels and integers below them; got {levels}, and {int(x.max())} in the data."
         )
     u = [torch.from_numpy(uniform(key.child("dequantise"), x[0].numel())) for key in keys]
     shift = torch.stack(u).view(x.shape).to(x.device) if u else x.double()

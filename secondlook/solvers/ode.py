@@ -56,7 +56,7 @@ def finish(x: Tensor, data: Tensor, t_next: Tensor) -> Tensor:
 
 def check_end(name: str, end: str) -> None:
     if end not in ("estimate", "step"):
-        raise ConfigError(f'{name}: end wants "estimate" or "step"; got {end!r}.')
+        raise ConfigError(f'{name}: end expects "estimate" or "step"; got {end!r}.')
 
 
 def reaches(name: str, t_next: Tensor, end: str) -> bool:
@@ -65,7 +65,7 @@ def reaches(name: str, t_next: Tensor, end: str) -> bool:
     if end == "step" or not bool(ended.any()):
         return False
     if not bool(ended.all()):
-        raise ValueError(f"{name} wants rows that all reach t = 1 in this step or none: their costs differ.")
+        raise ValueError(f"{name} expects rows that all reach t = 1 in this step or none: their costs differ.")
     return True
 
 
@@ -144,7 +144,7 @@ class RK4:
 def integrate(flow: Flow, solver: Solver, state: State, times: tuple[float, ...], cond: Any) -> State:
     """Drive all rows of ``state`` through ``times`` (which begin at their common time), forward or back."""
     if len(times) < 2:
-        raise ConfigError("integrate wants a grid of at least two times.")
+        raise ConfigError("integrate expects a grid of at least two times.")
     for t in times[1:]:
         state = solver.step(flow, state, torch.full_like(state.t, t), cond)
     return state

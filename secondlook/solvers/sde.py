@@ -57,10 +57,10 @@ class LossTable:
             ) from None
         rising = all(a < b for a, b in pairwise(table.times))
         if len(table.times) != len(table.losses) or len(table.times) < 2 or not rising:
-            raise ConfigError(f'The loss table "{path}" wants as many losses as rising times, two at least.')
+            raise ConfigError(f'The loss table "{path}" expects as many losses as rising times, two at least.')
         if not all(0 < loss < math.inf for loss in table.losses):
             raise ConfigError(
-                f'The loss table "{path}" wants losses above 0 and finite; got {min(table.losses)} to {max(table.losses)}.'
+                f'The loss table "{path}" expects losses above 0 and finite; got {min(table.losses)} to {max(table.losses)}.'
             )
         return table
 
@@ -159,7 +159,7 @@ class _Stochastic:
 
     def __post_init__(self) -> None:
         if self.last not in LAST:
-            raise ConfigError(f"sde: last wants one of {', '.join(LAST)}; got {self.last!r}.")
+            raise ConfigError(f"sde: last expects one of {', '.join(LAST)}; got {self.last!r}.")
         if self.cap is not None and not self.cap >= 0:
             raise ConfigError(f"sde: cap must be 0 or above; got {self.cap!r}.")
         if self.form is None:
@@ -225,7 +225,7 @@ class StochasticHeun(_Stochastic):
     def step(self, flow: Flow, state: State, t_next: Tensor, cond: Any) -> State:
         ended = (t_next >= 1.0) if self.last != "step" else torch.zeros_like(t_next, dtype=torch.bool)
         if bool(ended.any()) and not bool(ended.all()):
-            raise ValueError("sde_heun wants rows that all reach t = 1 in this step or none: their costs differ.")
+            raise ValueError("sde_heun expects rows that all reach t = 1 in this step or none: their costs differ.")
         span = self.span(state, t_next)
         w, dt = rows_of(self.w(flow, state.t, span), state.x), rows_of(span, state.x)
         if bool(ended.all()):

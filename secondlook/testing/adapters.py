@@ -82,7 +82,7 @@ class AdapterContract:
 
     def held(self) -> Adapter:
         """The adapter, on a small pipeline in float32 on the CPU."""
-        raise AssertionError("AdapterContract wants held(): return secondlook.load(pipe).")
+        raise AssertionError("AdapterContract expects held(): return secondlook.load(pipe).")
 
     def theirs(self, held: Adapter, noise: Tensor, steps: int, guidance: float) -> Tensor:
         """The pipeline's own pictures [B, H, W, 3] in [0, 1] of the first prompt from ``noise`` = start_noise(held, rows, 0)."""

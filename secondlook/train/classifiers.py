@@ -2,7 +2,7 @@
 network, each in two minutes or so on one core.
 
 The verifier of Digits sees one half of the training pictures and the judge the other; the feature network sees all of
-them, and none sees the test part. Glyphs are drawn anew at every step, from a stream for each network. Verifier and
+them, and none sees the test part. Glyphs are drawn again at every step, from a stream for each network. Verifier and
 judge are also taught what is broken (train/degrade.py).
 
 The shipped weights came from seed 0 and the steps of ``RECIPES``:

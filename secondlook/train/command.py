@@ -94,7 +94,7 @@ def _base(args: argparse.Namespace) -> int:
     from secondlook.train.scenes import trainer
 
     if args.predicts not in ("data", "velocity", "noise"):
-        raise ConfigError(f'--predicts wants data, velocity or noise; got "{args.predicts}".')
+        raise ConfigError(f'--predicts expects data, velocity or noise; got "{args.predicts}".')
     folder = Path(args.out)
     config = TrainConfig(steps=args.steps, batch=args.batch, hold=args.hold, seed=args.seed, bf16=args.bf16,
                          compile=args.compile)  # fmt: skip

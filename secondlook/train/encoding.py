@@ -1,7 +1,7 @@
 """`secondlook encode`: a folder of pictures into latents, once, for training to read at every epoch.
 
 What is kept is the posterior, mean and standard deviation, of each picture and of its mirror image, so that every epoch can
-draw from it anew as the released SiT code does with the autoencoder in its training loop.
+draw from it again as the released SiT code does with the autoencoder in its training loop.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def encode(job: Encoding, device: str | None = None) -> int:
     """Make or finish the latents in ``job.out``; returns how many pictures there are. Stopped, it goes on where it was;
     several processes (torchrun) share it."""
     if job.per < 1:
-        raise ConfigError(f"A part wants at least one picture; got {job.per}.")
+        raise ConfigError(f"A part expects at least one picture; got {job.per}.")
     team = Team.here()
     if (job.out / INDEX).exists() and not (job.out / "settings.json").exists():
         raise ConfigError(f'"{job.out}" holds latents that something else made; choose another --out.')

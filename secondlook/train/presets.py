@@ -70,11 +70,11 @@ def network(model: str, shape: tuple[int, ...], classes: int, predicts: str, pat
     """Sizes from a name, such as SiT-S/2, or a call-string, such as sit(width=128, depth=6, heads=4, patch=2), for
     samples of ``shape`` [C, side, side]; ConfigError for what is neither."""
     if predicts not in PREDICTS:
-        raise ConfigError(f'--predicts wants {", ".join(PREDICTS)}; got "{predicts}".')
+        raise ConfigError(f'--predicts expects {", ".join(PREDICTS)}; got "{predicts}".')
     if path not in (*PATHS, "discrete"):
         raise ConfigError(f'There is no path "{path}"; {nearest(path, (*PATHS, "discrete"))}')
     if len(shape) != 3 or shape[1] != shape[2]:
-        raise ConfigError(f"A SiT wants square samples [C, side, side]; these are {list(shape)}.")
+        raise ConfigError(f"A SiT expects square samples [C, side, side]; these are {list(shape)}.")
     given: dict[str, Any] = {"side": shape[1], "channels": shape[0], "classes": classes}
     given |= {"predicts": PREDICTS[predicts], "path": path, **({"variance": True} if path == "discrete" else {})}
     if model.startswith(("SiT-", "DiT-")):
@@ -82,7 +82,7 @@ def network(model: str, shape: tuple[int, ...], classes: int, predicts: str, pat
     call = parse_call(model, "model")
     if call.name != "sit":
         raise ConfigError(
-            f'--model wants a name such as SiT-S/2, or sit(width=128, depth=6, heads=4, patch=2); got "{model}".'
+            f'--model expects a name such as SiT-S/2, or sit(width=128, depth=6, heads=4, patch=2); got "{model}".'
         )
     options = bind(call, SiTConfig)
     taken = [k for k in _OF_DATA if k in options]

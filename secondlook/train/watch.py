@@ -134,7 +134,7 @@ class ByTime:
         self.sums = total if place.first else torch.zeros_like(total)
 
     def table(self) -> dict[str, list[float]]:
-        """``times`` (rising bin centres) and ``losses`` of the bins that hold rows, as ``LossTable.read`` wants them."""
+        """``times`` (rising bin centres) and ``losses`` of the bins that hold rows, as ``LossTable.read`` expects them."""
         errors, rows = self.sums.tolist()
         bins = len(rows)
         known = [i for i in range(bins) if rows[i] > 0]

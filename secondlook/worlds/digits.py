@@ -112,7 +112,7 @@ def write_data(path: Path) -> None:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise ConfigError("Writing the digits anew needs scikit-learn: pip install scikit-learn.") from None
+        raise ConfigError("Writing the digits again needs scikit-learn: pip install scikit-learn.") from None
     found = load_digits()
     np.savez_compressed(path, levels=found.images.astype(np.uint8), labels=found.target.astype(np.uint8))
 

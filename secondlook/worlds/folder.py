@@ -1,7 +1,7 @@
 """Training data from disk: pictures in folders, and latents that an autoencoder made of them once.
 
 Both give ``batch(seed, step, count)``, a pure function of its arguments, and ``part``, some rows of it: samples come in epochs, each in an order of its
-own by (seed, epoch); a batch may reach from one epoch into the next, and flips and posterior noise are drawn anew in each.
+own by (seed, epoch); a batch may reach from one epoch into the next, and flips and posterior noise are drawn again in each.
 Preparation is ADM's (2105.05233, its released code): halve by box averages while twice too large, resize the short
 side by bicubic interpolation, cut the centre; then a horizontal flip with probability 1/2 and levels to [-1, 1].
 """
@@ -177,7 +177,7 @@ def _has_header(file: Path) -> bool:
 
 class Latents:
     """Latents as `secondlook encode` left them: each picture's posterior mean and standard deviation, and those of its
-    mirror image. Every epoch draws anew, x = (mean + std noise - shift) * scale, the noise keyed by (seed, epoch, picture).
+    mirror image. Every epoch draws again, x = (mean + std noise - shift) * scale, the noise keyed by (seed, epoch, picture).
     ConfigError for a folder that holds no latents or unfinished ones, DamagedError for a damaged one."""
 
     def __init__(self, path: str | Path):
@@ -196,13 +196,13 @@ class Latents:
             self.mirrored, count = bool(a["mirrored"]), int(a["count"])
             labels = np.load(self.path / "labels.npy")
         except (KeyError, TypeError, ValueError, IndexError, OSError, EOFError) as error:
-            raise DamagedError(f"The latents in {self.path} cannot be read ({error}); encode them anew.") from None
+            raise DamagedError(f"The latents in {self.path} cannot be read ({error}); encode them again.") from None
         self.classes = len(self.names)
         self.labels = torch.from_numpy(labels.astype(np.int64))
         self._parts = [self._part(i, count) for i in range(-(-count // self.per))]
         if len(self.labels) != count:
             raise DamagedError(
-                f"The latents in {self.path} are {count}, their labels {len(self.labels)}; encode them anew."
+                f"The latents in {self.path} are {count}, their labels {len(self.labels)}; encode them again."
             )
 
     @cached_property
@@ -261,7 +261,7 @@ def _read_index(path: Path) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((path / INDEX).read_text())
         return found
     except (OSError, ValueError) as error:
-        raise DamagedError(f"{path / INDEX} cannot be read ({error}); encode the pictures anew.") from None
+        raise DamagedError(f"{path / INDEX} cannot be read ({error}); encode the pictures again.") from None
 
 
 def open_data(path: str | Path, size: int | None = None) -> Images | Latents:
@@ -272,7 +272,7 @@ def open_data(path: str | Path, size: int | None = None) -> Images | Latents:
         data = Latents(folder)
         if size not in (None, data.size):
             raise ConfigError(
-                f'The latents in "{folder}" are of pictures of {data.size} pixels, not {size}; encode anew for others.'
+                f'The latents in "{folder}" are of pictures of {data.size} pixels, not {size}; encode again for others.'
             )
         return data
     if size is None:

@@ -66,7 +66,7 @@ class Mixture:
     def __post_init__(self) -> None:
         if self.means.ndim != 2 or not self.weights.shape == self.scales.shape == self.means.shape[:1]:
             got = ", ".join(str(list(v.shape)) for v in (self.weights, self.means, self.scales))
-            raise ShapeError(f"A mixture wants weights [K], means [K, D] and scales [K]; got {got}.")
+            raise ShapeError(f"A mixture expects weights [K], means [K, D] and scales [K]; got {got}.")
         if {self.weights.dtype, self.means.dtype, self.scales.dtype} != {torch.float64}:
             raise ConfigError("A mixture is exact in float64 only: give float64 tensors, or use Mixture.of.")
         if not bool((self.weights > 0).all()) or abs(float(self.weights.sum()) - 1) > 1e-9:
@@ -169,7 +169,7 @@ class Mixture:
         if temp <= 0:
             raise ConfigError(f"A tilt's temp must be positive; got {temp}.")
         if reward.slope.shape != (self.dim,):
-            raise ShapeError(f"A reward on this mixture wants a slope [{self.dim}]; got {list(reward.slope.shape)}.")
+            raise ShapeError(f"A reward on this mixture expects a slope [{self.dim}]; got {list(reward.slope.shape)}.")
         shrink = 1 + reward.curvature / temp * self.scales.square()
         if not bool((shrink > 0).all()):
             raise ConfigError(
@@ -185,7 +185,7 @@ class Mixture:
 
     def _look(self, path: Path, x: Tensor, t: Tensor) -> _Look:
         if x.ndim != 2 or x.shape[1] != self.dim or t.shape != x.shape[:1]:
-            raise ShapeError(f"A mixture wants x [B, {self.dim}] and t [B]; got {list(x.shape)} and {list(t.shape)}.")
+            raise ShapeError(f"A mixture expects x [B, {self.dim}] and t [B]; got {list(x.shape)} and {list(t.shape)}.")
         x = x.double()
         weights, means, scales = self.weights.to(x), self.means.to(x), self.scales.to(x)
         c = path.coefs(t.to(x)).like(x)  # [B, 1]
