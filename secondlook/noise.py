@@ -12,7 +12,9 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,24 +57,80 @@ NoiseSource = Callable[[Sequence[Key], Sequence[int]], Tensor]
 
 def integers(key: Key, count: int) -> np.ndarray:
     """``count`` uint64 of the key's stream, from its beginning."""
-    words = np.array([key.value & (2**64 - 1), key.value >> 64], dtype=np.uint64)
-    raw: np.ndarray = np.random.Philox(key=words).random_raw(count)
-    return raw
+    return _Stream().read(key, 0, count)
 
 
 def uniform(key: Key, count: int) -> np.ndarray:
     """``count`` float64 strictly inside (0, 1): 53 random bits and a half."""
-    u: np.ndarray = ((integers(key, count) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
-    return u.clip(max=1.0 - 2.0**-53)  # 53 ones and a half round to 1
+    return _inside(integers(key, count) >> _SPARE, np.empty(count))
 
 
 def normal(keys: Sequence[Key], shape: Sequence[int]) -> Tensor:
-    """Standard normals, float32 [len(keys), *shape], on the CPU. Row i depends on ``keys[i]`` and ``shape`` only."""
+    """Standard normals, float32 [len(keys), *shape], on the CPU. Row i depends on ``keys[i]`` and ``shape`` only.
+
+    Large draws are shared out among as many threads as torch uses.
+    """
     count = math.prod(shape)
-    rows = np.empty((len(keys), count), dtype=np.float32)
-    for row, key in zip(rows, keys, strict=True):
-        row[:] = inverse_normal_cdf(uniform(key, count))
-    return torch.from_numpy(rows).reshape(len(keys), *shape)
+    out = np.empty((len(keys), count), dtype=np.float32)
+    parts = _parts(len(keys), count)
+    workers = max(1, min(torch.get_num_threads(), _WORKERS, out.size // _SHARE))
+    if workers == 1:
+        _fill(keys, out, parts)
+    else:
+        with ThreadPoolExecutor(workers) as pool:
+            for done in [pool.submit(_fill, keys, out, parts[i::workers]) for i in range(workers)]:
+                done.result()
+    return torch.from_numpy(out).reshape(len(keys), *shape)
+
+
+# Numbers worked on at once, a multiple of 4: few enough for a core's own cache, yet so many that threads seldom wait for
+# Python's lock, which each step of the arithmetic gives up and takes again.
+_PART = 1 << 16
+_SHARE = 1 << 17  # numbers that are worth a thread
+_WORKERS = 4  # the generator runs under the lock and takes a fifth of the time
+_SPARE = np.uint64(11)  # bits of a word beyond a float64's 53
+
+
+def _parts(rows: int, count: int) -> list[tuple[slice, slice]]:
+    """[rows, count] cut into rows by columns of at most ``_PART`` numbers: several whole rows, or a part of one."""
+    high = max(1, _PART // max(1, count))
+    return [(slice(r, min(r + high, rows)), slice(c, min(c + _PART, count)))
+            for r in range(0, rows, high) for c in range(0, count, _PART)]  # fmt: skip
+
+
+def _fill(keys: Sequence[Key], out: np.ndarray, parts: Sequence[tuple[slice, slice]]) -> None:
+    """Normals into the ``parts`` of out [len(keys), count]."""
+    stream, work = _Stream(), np.empty((4, min(_PART, out.size)))
+    for rows, columns in parts:
+        part = out[rows, columns]
+        p, *rest = work[:, : part.size]
+        words = rest[0].view(np.uint64)
+        np.concatenate([stream.read(key, columns.start, part.shape[1]) for key in keys[rows]], out=words)
+        words >>= _SPARE
+        part[...] = _quantile(_inside(words, p), *rest).reshape(part.shape)
+
+
+class _Stream:
+    """The generator, put at any place of any key's stream. One for all keys: making it takes as long as 2,000 numbers."""
+
+    def __init__(self) -> None:
+        self._philox = np.random.Philox(key=0)
+        self._state: Any = self._philox.state  # its buffer is empty: nothing has been drawn
+
+    def read(self, key: Key, start: int, count: int) -> np.ndarray:
+        """``count`` uint64 from place ``start``, a multiple of 4, of the key's stream."""
+        self._state["state"] = {"counter": (start // 4, 0, 0, 0), "key": (key.value & (2**64 - 1), key.value >> 64)}
+        self._philox.state = self._state
+        raw: np.ndarray = self._philox.random_raw(count)
+        return raw
+
+
+def _inside(bits: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """Into ``out`` float64: 53 bits in uint64 as numbers inside (0, 1)."""
+    out[...] = bits.view(np.int64)  # signed integers are converted faster
+    out += 0.5
+    out *= 2.0**-53
+    return np.minimum(out, 1.0 - 2.0**-53, out=out)  # 53 ones and a half round to 1
 
 
 _LN2 = 0.693147180559945309417232121458176568
@@ -82,14 +140,18 @@ def _log(x: np.ndarray) -> np.ndarray:
     """Natural logarithm of positive float64 by exact arithmetic steps: x = m 2^e, log m = 2 atanh((m-1)/(m+1))."""
     m, e = np.frexp(x)
     low = m < math.sqrt(0.5)
-    m = np.where(low, 2.0 * m, m)
-    e = np.where(low, e - 1, e)
+    m *= 1.0 + low
+    e -= low
     z = (m - 1.0) / (m + 1.0)
     z2 = z * z
-    series = np.zeros_like(z)
-    for k in range(23, 0, -2):  # |z| < 0.1716: the first term left out is under 1e-19
-        series = series * z2 + 1.0 / k
-    out: np.ndarray = e * _LN2 + 2.0 * z * series
+    series = np.full_like(z, 1.0 / 23)
+    for k in range(21, 0, -2):  # |z| < 0.1716: the first term left out is under 1e-19
+        series *= z2
+        series += 1.0 / k
+    z *= 2.0
+    z *= series
+    out: np.ndarray = e * _LN2
+    out += z
     return out
 
 
@@ -108,23 +170,45 @@ _F = (1.0, 5.99832206555887937690e-1, 1.36929880922735805310e-1, 1.4875361290850
       7.86869131145613259100e-4, 1.84631831751005468180e-5, 1.42151175831644588870e-7, 2.04426310338993978564e-15)  # fmt: skip
 
 
-def _ratio(x: np.ndarray, top: Sequence[float], bottom: Sequence[float]) -> np.ndarray:
-    num = np.full_like(x, top[-1])
-    den = np.full_like(x, bottom[-1])
-    for a, b in zip(reversed(top[:-1]), reversed(bottom[:-1]), strict=True):
-        num = num * x + a
-        den = den * x + b
-    ratio: np.ndarray = num / den
-    return ratio
+def _ratio(x: np.ndarray, top: Sequence[float], bottom: Sequence[float], num: np.ndarray, den: np.ndarray) -> None:
+    """Into ``num``: top(x) / bottom(x), polynomials from the constant up, by Horner's rule; ``den`` is overwritten."""
+    for out, poly in ((num, top), (den, bottom)):
+        np.multiply(x, poly[-1], out=out)
+        out += poly[-2]
+        for a in poly[-3::-1]:
+            out *= x
+            out += a
+    num /= den
 
 
 def inverse_normal_cdf(p: np.ndarray) -> np.ndarray:
     """The standard normal's quantile at p in (0, 1), float64, the same bits on every IEEE machine."""
-    q = p - 0.5
-    out: np.ndarray = q * _ratio(0.180625 - q * q, _A, _B)
-    tail = np.abs(q) > 0.425
-    qt = q[tail]
-    r = np.sqrt(-_log(np.where(qt < 0, p[tail], 1.0 - p[tail])))
-    value = np.where(r <= 5.0, _ratio(r - 1.6, _C, _D), _ratio(r - 5.0, _E, _F))
-    out[tail] = np.where(qt < 0, -value, value)
-    return out
+    flat = p.astype(np.float64).ravel()
+    return _quantile(flat, *np.empty((3, flat.size))).reshape(p.shape)
+
+
+def _quantile(p: np.ndarray, q: np.ndarray, num: np.ndarray, den: np.ndarray) -> np.ndarray:
+    """The quantiles of p [n], into ``q``: the central formula for all, then the tails, about a seventh, by theirs. All four are
+    [n] and overwritten: whatever is made anew costs the memory's time."""
+    np.subtract(p, 0.5, out=q)
+    tail = np.flatnonzero(np.abs(q, out=num) > 0.425)
+    sign, edge = q[tail], p[tail]
+    np.multiply(q, q, out=p)
+    np.subtract(0.180625, p, out=p)
+    _ratio(p, _A, _B, num, den)
+    q *= num
+    q[tail] = np.copysign(_tails(np.minimum(edge, 1.0 - edge)), sign)
+    return q
+
+
+def _tails(p: np.ndarray) -> np.ndarray:
+    """Minus the quantile at p [n] below 0.075."""
+    r = np.sqrt(-_log(p))
+    value, den = np.empty_like(r), np.empty_like(r)
+    _ratio(r - 1.6, _C, _D, value, den)
+    far = np.flatnonzero(r > 5.0)
+    if far.size:  # below e^-25: hardly ever
+        beyond = np.empty(far.size)
+        _ratio(r[far] - 5.0, _E, _F, beyond, den[: far.size])
+        value[far] = beyond
+    return value

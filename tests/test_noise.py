@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from secondlook import noise
 from secondlook.noise import Key, integers, inverse_normal_cdf, normal, uniform
 
 KEY = Key.root(7).child("x", 3)
+REFERENCE = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "noise_speed.py"))
 MASK = 2**64 - 1
 
 
@@ -56,11 +61,55 @@ def test_a_longer_stream_begins_with_the_shorter() -> None:
 
 @pytest.mark.parametrize(("word", "inside"), [(0, 2.0**-54), (MASK, 1 - 2.0**-53), (2**63, 0.5)])
 def test_uniform_stays_inside_the_open_interval(monkeypatch: pytest.MonkeyPatch, word: int, inside: float) -> None:
-    monkeypatch.setattr(noise, "integers", lambda key, count: np.full(count, word, dtype=np.uint64))
+    monkeypatch.setattr(noise._Stream, "read", lambda self, key, start, count: np.full(count, word, dtype=np.uint64))
     u = uniform(KEY, 3)
     assert np.all((u > 0) & (u < 1))
     np.testing.assert_allclose(u, inside, rtol=1e-15)
     assert torch.isfinite(normal([KEY], (3,))).all()
+
+
+# The same bits as by the plain formulas, one row at a time
+
+
+@settings(max_examples=60, deadline=None)
+@given(values=st.lists(st.integers(0, 2**128 - 1), min_size=1, max_size=5), count=st.integers(0, 3000))
+def test_normals_have_the_references_bits(values: list[int], count: int) -> None:
+    keys = [Key(v) for v in values]
+    assert torch.equal(normal(keys, (count,)), REFERENCE["reference"](keys, (count,)))
+
+
+@pytest.mark.parametrize(
+    ("rows", "count"), [(1, 65537), (1, 4 * 65536), (3, 65535), (3, 70000), (33, 4097), (700, 301)]
+)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_bits_do_not_depend_on_how_a_draw_is_cut_and_shared_out(rows: int, count: int, threads: int) -> None:
+    """Counts at, below and above what is worked on at once, and draws large enough for several threads."""
+    keys = [KEY.child(i) for i in range(rows)]
+    torch.set_num_threads(threads)
+    assert torch.equal(normal(keys, (count,)), REFERENCE["reference"](keys, (count,)))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.floats(2.0**-54, 1 - 2.0**-53), min_size=1, max_size=40))
+def test_the_quantile_has_the_references_bits(values: list[float]) -> None:
+    p = np.array(values)
+    assert inverse_normal_cdf(p).tobytes() == REFERENCE["reference_quantile"](p).tobytes()
+
+
+@pytest.mark.parametrize("edge", [0.075, 0.5, 0.925, math.exp(-25.0), 1 - math.exp(-25.0)])
+def test_the_quantiles_pieces_meet_where_the_references_do(edge: float) -> None:
+    p = edge + np.spacing(edge) * np.arange(-300, 301)
+    assert inverse_normal_cdf(p).tobytes() == REFERENCE["reference_quantile"](p).tobytes()
+
+
+def test_a_failure_in_a_thread_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*parts: object) -> np.ndarray:
+        raise MemoryError("too much")
+
+    monkeypatch.setattr(noise, "_tails", broken)
+    torch.set_num_threads(2)
+    with pytest.raises(MemoryError, match="too much"):
+        normal([KEY] * 8, (65536,))
 
 
 def test_quantile_matches_scipy_over_the_whole_range() -> None:
