@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from secondlook.engine.rig import Rig
 from secondlook.errors import ConfigError
-from secondlook.flow.guidance import AutoGuidance, ClassifierFree, Guide, Network, Plain
+from secondlook.flow.guidance import AutoGuidance, ClassifierFree, Guide, Network, Null, Plain
 from secondlook.settings import Settings, flag
 from secondlook.types import Condition, Verifier
 
@@ -74,22 +73,6 @@ def refuse_foreign(backend: Backend, given: Sequence[str], called: str) -> None:
     for name in given:
         if name not in COMMON and name not in backend.takes:
             raise ConfigError(f"{flag(name)} means nothing to {called}; leave it out.")
-
-
-@dataclass(frozen=True)
-class Null:
-    """The unconditional encoding, one row, behind the wanted ones. A class, so that a flow pickles."""
-
-    encoding: Any
-
-    def join(self, cond: Any, rows: int) -> Any:
-        return type(cond).stack([cond, self.null(rows)])
-
-    def null(self, rows: int) -> Any:
-        return self.encoding.rows([0] * rows)
-
-    def __call__(self, cond: Any, rows: int) -> Any:
-        return self.join(cond, rows)
 
 
 def guide_of(s: Settings, null: Any, channels: int, weak: Network | None = None) -> Guide:

@@ -19,7 +19,7 @@ from secondlook.errors import ConfigError
 from secondlook.flow.autocast import Autocast
 from secondlook.flow.estimate import Flow, Meter
 from secondlook.flow.grid import EPS, after
-from secondlook.flow.guidance import ClassifierFree, Guide, Network, Plain
+from secondlook.flow.guidance import ClassifierFree, Guide, Network, Null, Plain
 from secondlook.flow.path import Path, complete
 from secondlook.noise import Key, normal
 from secondlook.solvers.ode import Solver
@@ -117,20 +117,21 @@ class Rig:
         free, goal = known, min(stop, times[-1])  # some paths are left a little before data
         while t < goal - EPS:
             then = after(times, t, goal)
-            some, passes = self._step_price(t, then)
-            if free:
-                some, passes, free = some - 1, passes - self.flow.passes_at(t), False
-            nfe, evals, t = nfe + some, evals + passes, then
+            kind = self.step_kind(t, then)[1 if free else 0 :]
+            nfe, evals, t, free = nfe + len(kind), evals + sum(kind), then, False
         asks = frozenset(ask.split("+")) - {"nothing"}
         if asks and stop < 1.0 and look == "paid" and not free:
             nfe, evals = nfe + 1, evals + self.flow.passes_at(stop)
         return Cost(nfe=nfe, evals=evals, verdicts=int("score" in asks), remarks=int("remark" in asks),
                     comparisons=int("compare" in asks), decodes=int(bool(asks) or stop >= 1.0))  # fmt: skip
 
-    def _step_price(self, t: float, then: float) -> tuple[int, int]:
-        """Evaluations and network rows of one step."""
-        count = self.solver.evals(last=then >= 1.0)
-        return count, count * self.flow.guide.passes
+    def step_kind(self, t: float, then: float) -> tuple[int, ...]:
+        """The network rows of each evaluation of one step: guidance may be on at some of the times that a solver asks about.
+        Rows whose steps are of different kinds are stepped apart, so that each pays for what was done for it."""
+        count, guide = self.solver.evals(last=then >= 1.0), self.flow.guide
+        if getattr(guide, "steady", guide.passes <= 1):
+            return (max(1, guide.passes),) * count
+        return tuple(self.flow.passes_at(a) for a in self.solver.asks(t, then))
 
     def start(self, key: Key) -> State:
         """A one-row state of fresh noise at the first time."""
@@ -274,13 +275,7 @@ def _counted(flow: Flow) -> Cost:
 
 def guidance(scale: float, null: Any) -> Guide:
     """Classifier-free guidance with a one-row null encoding; scale 1 means none, at half the price."""
-    if scale == 1.0:
-        return Plain()
-
-    def join(cond: Any, rows: int) -> Any:
-        return type(cond).stack([cond, null.rows([0] * rows)])
-
-    return ClassifierFree(scale, join)
+    return Plain() if scale == 1.0 else ClassifierFree(scale, Null(null).join)
 
 
 def build_flow(network: Network, path: Path, scale: float, null: Any, bf16: bool) -> Flow:

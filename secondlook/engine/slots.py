@@ -49,10 +49,9 @@ class Slots:
         done = [self._advance(at, kind[1]) for kind, at in groups.items()]
         return done
 
-    def _kind(self, job: Job) -> tuple[int, bool]:
+    def _kind(self, job: Job) -> tuple[tuple[int, ...], bool]:
         """What a row's next step costs, and whether its first evaluation is known."""
-        last = after(job.times, job.t, job.goal) >= 1.0
-        return self.rig.solver.evals(last=last), job.known
+        return self.rig.step_kind(job.t, after(job.times, job.t, job.goal)), job.known
 
     def _advance(self, at: list[int], known: bool) -> tuple[list[Job], Cost]:
         assert self._state is not None

@@ -39,6 +39,34 @@ class Guide(Protocol):
     def __call__(self, network: Network, x: Tensor, t: Tensor, cond: Any) -> Tensor: ...
 
 
+def inside(interval: tuple[float, float] | None, t: Tensor) -> Tensor:
+    """[B] bool: whether times lie in [low, high). In float32, the precision of rows' times, and only here: what is guided, what is
+    charged and what is priced must be one decision."""
+    if interval is None:
+        return torch.ones_like(t, dtype=torch.bool)
+    low, high = torch.tensor(interval, dtype=torch.float32, device=t.device)
+    times = t.float()
+    return (times >= low) & (times < high)
+
+
+def _inside_at(interval: tuple[float, float] | None, t: float) -> bool:
+    """The same for one time in Python."""
+    return bool(inside(interval, torch.tensor([t], dtype=torch.float32)))
+
+
+@dataclass(frozen=True)
+class Null:
+    """The unconditional encoding, one row, behind the wanted ones. A class, so that a flow pickles."""
+
+    encoding: Any
+
+    def join(self, cond: Any, rows: int) -> Any:
+        return type(cond).stack([cond, self.null(rows)])
+
+    def null(self, rows: int) -> Any:
+        return self.encoding.rows([0] * rows)
+
+
 @dataclass(frozen=True)
 class Plain:
     """The network's own prediction."""
@@ -74,14 +102,11 @@ class ClassifierFree:
             raise ConfigError("Guidance in an interval expects null(rows) as well as join.")
 
     def passes_at(self, t: float) -> int:
-        return 2 if self._guided(t) else 1
+        return 2 if _inside_at(self.interval, t) else 1
 
     @property
     def steady(self) -> bool:
         return self.interval is None
-
-    def _guided(self, t: float) -> bool:
-        return self.interval is None or self.interval[0] <= t < self.interval[1]
 
     def __call__(self, network: Network, x: Tensor, t: Tensor, cond: Any) -> Tensor:
         if self.interval is None:
@@ -90,12 +115,12 @@ class ClassifierFree:
             return self._mix(wanted, null)
         # Two calls of the same shape: what a row gets must not depend on whether its batch mates are in the interval.
         wanted = network(x, t, cond)
-        inside = (t >= self.interval[0]) & (t < self.interval[1])
-        if not bool(inside.any()):
+        within = inside(self.interval, t)
+        if not bool(within.any()):
             return wanted
         assert self.null is not None
         guided = self._mix(wanted, network(x, t, self.null(len(x))))
-        return torch.where(inside.view(-1, *(1,) * (x.ndim - 1)), guided, wanted)
+        return torch.where(within.view(-1, *(1,) * (x.ndim - 1)), guided, wanted)
 
     def _mix(self, wanted: Tensor, null: Tensor) -> Tensor:
         out = null + self.scale * (wanted - null)
@@ -115,7 +140,7 @@ class AutoGuidance:
     passes: int = 2
 
     def passes_at(self, t: float) -> int:
-        return 2 if self.interval is None or self.interval[0] <= t < self.interval[1] else 1
+        return 2 if _inside_at(self.interval, t) else 1
 
     @property
     def steady(self) -> bool:
@@ -130,8 +155,8 @@ class AutoGuidance:
         if self.interval is None:
             weak = self.weak(x, t, cond)
             return weak + self.scale * (strong - weak)
-        inside = (t >= self.interval[0]) & (t < self.interval[1])
-        if not bool(inside.any()):
+        within = inside(self.interval, t)
+        if not bool(within.any()):
             return strong
         weak = self.weak(x, t, cond)
-        return torch.where(inside.view(-1, *(1,) * (x.ndim - 1)), weak + self.scale * (strong - weak), strong)
+        return torch.where(within.view(-1, *(1,) * (x.ndim - 1)), weak + self.scale * (strong - weak), strong)

@@ -50,6 +50,7 @@ class Dopri5:
     most: int = 1000
     end: End = "estimate"
     random: ClassVar[bool] = False
+    reuses: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_end("dopri5", self.end)
@@ -62,6 +63,9 @@ class Dopri5:
         raise ConfigError(
             "dopri5 chooses its own number of steps, so a search cannot price it; use heun, rk4 or euler there."
         )
+
+    def asks(self, t: float, t_next: float) -> tuple[float, ...]:
+        return (t,) * self.evals(t_next >= 1.0)
 
     def step(self, flow: Flow, state: State, t_next: Tensor, cond: Any) -> State:
         estimating = self.end == "estimate" and bool((t_next >= 1.0).any())

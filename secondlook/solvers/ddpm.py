@@ -81,7 +81,11 @@ class DDIM:
 
     eta: float = 0.0
     source: NoiseSource = normal
-    random: ClassVar[bool] = True
+    reuses: ClassVar[bool] = True
+
+    @property
+    def random(self) -> bool:
+        return self.eta > 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.eta <= 1:
@@ -89,6 +93,9 @@ class DDIM:
 
     def evals(self, last: bool) -> int:
         return 1
+
+    def asks(self, t: float, t_next: float) -> tuple[float, ...]:
+        return (t,)
 
     def step(self, flow: Flow, state: State, t_next: Tensor, cond: Any) -> State:
         if self.eta > 0:
@@ -133,6 +140,7 @@ class Ancestral:
     variance: Variance | None = None
     source: NoiseSource = normal
     random: ClassVar[bool] = True
+    reuses: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.variance is not None and self.variance not in get_args(Variance):
@@ -142,6 +150,9 @@ class Ancestral:
 
     def evals(self, last: bool) -> int:
         return 1
+
+    def asks(self, t: float, t_next: float) -> tuple[float, ...]:
+        return (t,)
 
     def step(self, flow: Flow, state: State, t_next: Tensor, cond: Any) -> State:
         forward_only("ddpm", state, t_next)

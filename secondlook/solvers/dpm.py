@@ -52,7 +52,11 @@ class DPMpp:
     eta: float = 0.0
     lower_order_final: bool = False
     source: NoiseSource = normal
-    random: ClassVar[bool] = True
+    reuses: ClassVar[bool] = True
+
+    @property
+    def random(self) -> bool:
+        return self.eta > 0
 
     def __post_init__(self) -> None:
         if self.order not in (1, 2):
@@ -64,6 +68,9 @@ class DPMpp:
 
     def evals(self, last: bool) -> int:
         return 1
+
+    def asks(self, t: float, t_next: float) -> tuple[float, ...]:
+        return (t,)
 
     def step(self, flow: Flow, state: State, t_next: Tensor, cond: Any) -> State:
         if self.eta > 0:

@@ -21,12 +21,23 @@ End = Literal["estimate", "step"]
 
 
 class Solver(Protocol):
-    """One step from ``state`` to times ``t_next`` [B]; ``random`` tells whether steps draw noise."""
+    """One step from ``state`` to times ``t_next`` [B].
 
-    random: ClassVar[bool]
+    random: whether steps draw noise. reuses: whether a step's first question is always about the very state it starts from, so
+    that an estimate which was made there before will do.
+    """
+
+    reuses: ClassVar[bool]
+
+    @property
+    def random(self) -> bool: ...
 
     def evals(self, last: bool) -> int:
         """Guided estimates that one step costs; ``last`` for the step that reaches data."""
+        ...
+
+    def asks(self, t: float, t_next: float) -> tuple[float, ...]:
+        """The times of those estimates in a step from ``t`` to ``t_next``; guidance in an interval is priced by them."""
         ...
 
     def step(self, flow: Flow, state: State, t_next: Tensor, cond: Any) -> State: ...
@@ -76,12 +87,16 @@ class Euler:
 
     end: End = "estimate"
     random: ClassVar[bool] = False
+    reuses: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_end("euler", self.end)
 
     def evals(self, last: bool) -> int:
         return 1
+
+    def asks(self, t: float, t_next: float) -> tuple[float, ...]:
+        return (t,)
 
     def step(self, flow: Flow, state: State, t_next: Tensor, cond: Any) -> State:
         e = flow.estimate(state.x, state.t, cond)
@@ -96,12 +111,16 @@ class Heun:
 
     end: End = "estimate"
     random: ClassVar[bool] = False
+    reuses: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_end("heun", self.end)
 
     def evals(self, last: bool) -> int:
         return 1 if last and self.end == "estimate" else 2
+
+    def asks(self, t: float, t_next: float) -> tuple[float, ...]:
+        return (t, t_next)[: self.evals(t_next >= 1.0)]
 
     def step(self, flow: Flow, state: State, t_next: Tensor, cond: Any) -> State:
         ending = reaches("heun", t_next, self.end)
@@ -119,12 +138,18 @@ class RK4:
 
     end: End = "estimate"
     random: ClassVar[bool] = False
+    reuses: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_end("rk4", self.end)
 
     def evals(self, last: bool) -> int:
         return 1 if last and self.end == "estimate" else 4
+
+    def asks(self, t: float, t_next: float) -> tuple[float, ...]:
+        start, end = torch.tensor([t, t_next], dtype=torch.float32)  # as rows have it
+        middle = float(start + 0.5 * (end - start))
+        return (t, middle, middle, t_next)[: self.evals(t_next >= 1.0)]
 
     def step(self, flow: Flow, state: State, t_next: Tensor, cond: Any) -> State:
         ending = reaches("rk4", t_next, self.end)

@@ -156,6 +156,7 @@ class _Stochastic:
     source: NoiseSource = normal
     form: Diffusion | None = field(default=None, repr=False)
     random: ClassVar[bool] = True
+    reuses: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.last not in LAST:
@@ -201,8 +202,13 @@ class _Stochastic:
 class EulerMaruyama(_Stochastic):
     """First order, one evaluation a step: velocity and gradient of log density come from the same network call."""
 
+    reuses: ClassVar[bool] = True
+
     def evals(self, last: bool) -> int:
         return 1
+
+    def asks(self, t: float, t_next: float) -> tuple[float, ...]:
+        return (t,)
 
     def step(self, flow: Flow, state: State, t_next: Tensor, cond: Any) -> State:
         e = flow.estimate(state.x, state.t, cond)
@@ -221,6 +227,9 @@ class StochasticHeun(_Stochastic):
 
     def evals(self, last: bool) -> int:
         return 1 if last and self.last != "step" else 2
+
+    def asks(self, t: float, t_next: float) -> tuple[float, ...]:
+        return (t, t_next)[: self.evals(t_next >= 1.0)]
 
     def step(self, flow: Flow, state: State, t_next: Tensor, cond: Any) -> State:
         ended = (t_next >= 1.0) if self.last != "step" else torch.zeros_like(t_next, dtype=torch.bool)
