@@ -225,7 +225,7 @@ def test_a_network_that_overflows_is_one_sentence(tmp_path: Path, dtype: torch.d
     pipe = tiny.make("sana").to(dtype)
     pipe.transformer.proj_out.weight.data.fill_(torch.inf)
     with pytest.raises(
-        SecondlookError, match="^Every row drawn so far overflowed .*wider dtype .*Nothing recorded is lost"
+        SecondlookError, match=r"^Every row drawn so far overflowed .*wider dtype .*Nothing recorded is lost"
     ):
         draw(pipe, tmp_path / "run")
     with pytest.raises(SecondlookError, match=f"^The network's latents are not finite: it overflowed in {cure}"):

@@ -11,21 +11,24 @@ from __future__ import annotations
 import inspect
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from secondlook.adapters.borrow import borrowed
 from secondlook.adapters.chunks import Chunks, fits
 from secondlook.adapters.encoding import USUAL, Encoded, Options
 from secondlook.adapters.logs import CUT, hushed
-from secondlook.adapters.schedule import Schedule, read
+from secondlook.adapters.network import Network
+from secondlook.adapters.schedule import Schedule, in_force, read
 from secondlook.adapters.truncation import note_cuts, room
 from secondlook.adapters.weights import digest_of
-from secondlook.errors import ConfigError, SecondlookError
-from secondlook.flow.path import KINDS, Kind
+from secondlook.errors import ConfigError, NotFinite
+from secondlook.flow.path import KINDS
 from secondlook.notes import note
 from secondlook.types import Condition
 
@@ -58,8 +61,7 @@ class Adapter(ABC):
         self._refuse_options()
         self._decoding = Chunks("the autoencoder's decoder", max(1, 2**20 // (self.height * self.width)))
         self._running = Chunks("the network")
-        for part in (self.module, pipe.vae, *self._texts()):
-            part.requires_grad_(False).eval()
+        self._depth = 0  # of sessions
 
     # ---- what a family says ----------------------------------------------------------------------------------------
 
@@ -90,6 +92,19 @@ class Adapter(ABC):
     def timing(self, steps: int) -> dict[str, Any]:
         """What this pipeline gives its scheduler's ``set_timesteps`` besides the number of steps."""
         return {}
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """Entered while a run works: the pipeline's modules evaluate inside, and are as they were behind, after an error too."""
+        if self._depth:
+            yield
+            return
+        with borrowed((self.module, self.pipe.vae, *self._texts())):
+            self._depth += 1
+            try:
+                yield
+            finally:
+                self._depth -= 1
 
     # ---- the pipeline ----------------------------------------------------------------------------------------------
 
@@ -134,7 +149,13 @@ class Adapter(ABC):
     def schedule(self, steps: int, shift: float | None = None) -> Schedule:
         """The pipeline's scheduler as it is now, in ``steps`` steps; read again only where something of that changed."""
         scheduler = self.pipe.scheduler
-        asked = (type(scheduler), str(sorted(scheduler.config.items(), key=str)), steps, shift)
+        asked = (
+            type(scheduler),
+            str(sorted(scheduler.config.items(), key=str)),
+            str(in_force(scheduler)),
+            steps,
+            shift,
+        )
         if self._read is None or self._read[0] != asked:
             self._read = (asked, read(scheduler, steps, shift, self.timing(steps)))
         return self._read[1]
@@ -170,7 +191,7 @@ class Adapter(ABC):
         found: dict[str, Any] = json.loads(
             json.dumps({k: v for k, v in config.items() if not k.startswith("_")}, default=str)
         )
-        return found
+        return {**found, **in_force(self.pipe.scheduler)}
 
     def __repr__(self) -> str:
         d = self.describe()
@@ -181,7 +202,19 @@ class Adapter(ABC):
         """Of what decides the pictures besides the run's settings: weights, their precision, and the scheduler's settings."""
         free = ("device", "free_text", "offload")  # a run may go on elsewhere
         about = {k: v for k, v in self.describe().items() if k not in free}
-        return digest_of(json.dumps(about, sort_keys=True), (self.module, self.pipe.vae, *self._texts()))
+        names = (
+            self.core,
+            "vae",
+            *(f"{kind}{n}" for kind in ("text_encoder", "tokenizer") for n in ("", "_2", "_3", "_4")),
+        )
+        parts = {n: part for n in names if (part := getattr(self.pipe, n, None)) is not None}
+        times = self.schedule(self.usual()["steps"]) if self.pipe.scheduler is not self else None
+        numbers = (
+            ""
+            if times is None
+            else f"{times.times} {times.levels} {times.scale} {times.predicts} {times.path!r} {getattr(times.path, 'abar', '')}"
+        )
+        return digest_of(json.dumps(about, sort_keys=True) + numbers, parts)
 
     def _texts(self) -> list[nn.Module]:
         names = (n for n in ("text_encoder", "text_encoder_2", "text_encoder_3") if hasattr(self.pipe, n))
@@ -228,7 +261,7 @@ class Adapter(ABC):
             with hushed(*CUT):
                 note_cuts(self.spelled(prompt), self._readers())
         hint = "Load them in a smaller dtype, or use pipe.enable_model_cpu_offload()."
-        with fits("the text encoders", hint), hushed(*CUT):
+        with self.session(), fits("the text encoders", hint), hushed(*CUT):
             self._move_texts(self.device)
             parts = self.texts(prompt)
         return Encoded({k: v.to(self.device) for k, v in parts.items()})
@@ -297,7 +330,8 @@ class Adapter(ABC):
         def rows(at: slice) -> Tensor:
             return self.ask(x_in[at], level[at], cond.rows(at)).to(x.device, torch.float32)
 
-        return self._running.run(rows, len(x))
+        with self.session():
+            return self._running.run(rows, len(x))
 
     # ---- pictures --------------------------------------------------------------------------------------------------
 
@@ -311,39 +345,45 @@ class Adapter(ABC):
 
     @torch.no_grad()
     def _shown(self, x: Tensor, finish: Callable[[Tensor], Tensor]) -> Tensor:
-        if not bool(x.isfinite().all()):
+        with self.session():
+            return self._finished(x, finish)
+
+    def _finished(self, x: Tensor, finish: Callable[[Tensor], Tensor]) -> Tensor:
+        """``NotFinite`` names the rows that have no picture."""
+        bad = tuple(i for i, ok in enumerate(x.flatten(1).isfinite().all(1).tolist()) if not ok)
+        if bad:
             had = str(self.dtype).removeprefix("torch.")
             cure = {"float16": "Load it in bfloat16 and draw", "bfloat16": "Load it in float32 and draw"}.get(
                 had, "Check its weights, or draw"
             )
-            raise SecondlookError(f"The network's latents are not finite: it overflowed in {had}. {cure} again.")
+            raise NotFinite(f"The network's latents are not finite: it overflowed in {had}. {cure} again.", bad)
         vae = self.pipe.vae
         if vae.dtype == torch.float16 and vae.config.get("force_upcast"):
             self._upcast()
-        found, had = self._decoded(x, finish), str(vae.dtype).removeprefix("torch.")
-        if found is None and vae.dtype in (torch.float16, torch.bfloat16):
+        (found, lost), had = self._decoded(x, finish), str(vae.dtype).removeprefix("torch.")
+        if lost and vae.dtype in (torch.float16, torch.bfloat16):
             note(f"The autoencoder overflowed in {had} and gave NaN; it decodes in float32 from here on. The lasting fix: "
                  "pipe.vae.to(torch.float32) after loading, or an autoencoder made for float16.")  # fmt: skip
             self._upcast()
-            found = self._decoded(x, finish)
-        if found is None:
-            raise SecondlookError("The autoencoder gave NaN, in float32 too: its weights do not fit these latents, or are damaged. Give "
-                                  "pipe.vae another, and draw again; nothing recorded is lost.")  # fmt: skip
+            found, lost = self._decoded(x, finish)
+        if lost:
+            raise NotFinite("The autoencoder gave NaN, in float32 too: its weights do not fit these latents, or are damaged. Give "
+                            "pipe.vae another, and draw again; nothing recorded is lost.", lost)  # fmt: skip
         return found
 
-    def _decoded(self, x: Tensor, finish: Callable[[Tensor], Tensor]) -> Tensor | None:
-        """[B, H, W, 3] on the CPU, made ready where the decoder runs; None where a value is not finite."""
-        finite: list[bool] = []
+    def _decoded(self, x: Tensor, finish: Callable[[Tensor], Tensor]) -> tuple[Tensor, tuple[int, ...]]:
+        """[B, H, W, 3] on the CPU, made ready where the decoder runs, and the rows in which a value is not finite."""
+        finite = [True] * len(x)
         vae, z = self.pipe.vae, self.unscaled(x.float())
         dtype = vae.dtype if vae.dtype.itemsize > 1 else torch.float32
 
         def rows(at: slice) -> Tensor:
             picture: Tensor = vae.decode(z[at].to(self.device, dtype), return_dict=False)[0].float()
-            finite.append(bool(picture.isfinite().all()))
+            finite[at] = picture.flatten(1).isfinite().all(1).tolist()
             return finish((picture / 2).add_(0.5).clamp_(0, 1)).permute(0, 2, 3, 1).contiguous().cpu()
 
         found = self._decoding.run(rows, len(z))
-        return found if all(finite) else None
+        return found, tuple(i for i, ok in enumerate(finite) if not ok)
 
     def _upcast(self) -> None:
         with hushed("should be kept in float32"):  # diffusers warns of any cast
@@ -358,38 +398,3 @@ class Adapter(ABC):
             m, s = (torch.tensor(v, dtype=x.dtype, device=x.device).view(1, -1, 1, 1) for v in (mean, std))
             return x * s / scale + m
         return x / scale + float(c.get("shift_factor") or 0.0)
-
-
-@dataclass
-class Network:
-    """A pipeline's network as ``flow.Network``. A flow's output is noise - data and this project's velocity data - noise, so
-    its sign is turned; v-prediction (2202.00512) is turned into the data that it implies, which is well known at every time."""
-
-    adapter: Adapter
-    schedule: Schedule
-    guidance: float = 1.0
-    predicts: Kind = field(init=False)
-
-    def __post_init__(self) -> None:
-        kinds: dict[str, Kind] = {"flow": "velocity", "sample": "data", "v_prediction": "data", **{k: k for k in KINDS}}
-        self.predicts = kinds.get(self.schedule.predicts, "noise")
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.adapter.shape
-
-    def __call__(self, x: Tensor, t: Tensor, cond: Any) -> Tensor:
-        return self.full(x, t, cond)[:, : x.shape[1]]
-
-    def full(self, x: Tensor, t: Tensor, cond: Any) -> Tensor:
-        """With the variance channels of heads that have them."""
-        if self.adapter.distilled:
-            scale = torch.full((len(x),), self.guidance, device=self.adapter.device)
-            cond = Encoded({**cond.parts, "guidance": scale})
-        out = self.adapter.outputs(x, self.schedule.level(t), cond)
-        if self.schedule.predicts == "flow":
-            return -out
-        if self.schedule.predicts != "v_prediction":
-            return out
-        c = self.schedule.path.coefs(t).like(x)
-        return torch.cat([c.alpha * x - c.sigma * out[:, : x.shape[1]], out[:, x.shape[1] :]], 1)

@@ -159,6 +159,9 @@ def _from_folder(name: str, dtype: str | None, device: str | None, adapter: Any,
         note(f'The {model} of "{name}" lacks {keys}, and chance stands in their place, so its pictures will be wrong. Copy or '
              "download it again.")  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
+    for part in pipe.components.values():  # ours alone: nobody trains it
+        if isinstance(part, torch.nn.Module):
+            part.requires_grad_(False).eval()
     return _hold(pipe, adapter, options)
 
 

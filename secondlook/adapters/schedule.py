@@ -8,6 +8,7 @@ that scale their samples (Euler's sigma is sigma / alpha) differ from it by that
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -98,6 +99,19 @@ def is_flow(scheduler: Any) -> bool:
         or bool(c.get("use_flow_sigmas"))
         or c.get("prediction_type") == "flow_prediction"
     )
+
+
+def in_force(scheduler: Any) -> dict[str, Any]:
+    """What a scheduler goes by beside its configuration: numbers set on the object (``set_shift``), and its table of noise."""
+    found: dict[str, Any] = {}
+    if hasattr(scheduler, "_shift"):
+        found["shift"] = float(scheduler._shift)
+    table = getattr(scheduler, "alphas_cumprod", None)
+    if table is not None:
+        found["alphas_cumprod"] = hashlib.sha256(torch.as_tensor(table).double().cpu().numpy().tobytes()).hexdigest()[
+            :16
+        ]
+    return found
 
 
 def read(scheduler: Any, steps: int, shift: float | None = None, timing: Mapping[str, Any] | None = None) -> Schedule:

@@ -1,32 +1,69 @@
-"""A digest of networks' weights by a look at each tensor, wherever it lies and however it is stored."""
+"""A digest of all that decides a pipeline's pictures: every byte of every weight, wherever it lies and however it is stored,
+and what the parts' configurations say."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import json
+import weakref
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-PICKED = 64  # values of each tensor
+WORKERS = 4  # hashing lets other threads work
+VOLATILE = ("_name_or_path", "_diffusers_version", "transformers_version", "_commit_hash", "torch_dtype", "dtype")
 
 
-def digest_of(about: str, parts: Iterable[nn.Module]) -> str:
-    """SHA-256 over ``about`` and each weight's name, shape and PICKED of its values: another checkpoint or another precision shows,
-    and so does a LoRA, its strength, and whether it is on. A compiled network has the digest of the one that was compiled, an
-    offloaded or moved one that of the one in place."""
+def digest_of(about: str, parts: Mapping[str, Any]) -> str:
+    """SHA-256 over ``about`` and each part by name: networks (weights, configuration, LoRA strengths, the classes of attention
+    processors) and tokenizers (vocabulary and limits). A compiled network has the digest of the one that was compiled, an offloaded
+    or moved one that of the one in place."""
     digest = hashlib.sha256(about.encode())
-    for part in parts:
-        for key, value in sorted((k.replace("_orig_mod.", ""), v) for k, v in _state(part)):
-            digest.update(f"{key} ".encode())
-            for line in _look(value):
-                digest.update(line)
-        for name, module in part.named_modules():
-            if isinstance(strengths := getattr(module, "scaling", None), dict):  # a PEFT layer: no weight says these
-                state = [getattr(module, n, None) for n in ("active_adapters", "disable_adapters", "merged_adapters")]
-                digest.update(f"{name.replace('_orig_mod.', '')} {sorted(strengths.items())} {state}\n".encode())
+    for name, part in parts.items():
+        lines = _network(part) if isinstance(part, nn.Module) else _tokenizer(part)
+        digest.update(f"{name}\n".encode())
+        for line in lines:
+            digest.update(line.encode() + b"\n")
     return digest.hexdigest()
+
+
+def _network(part: nn.Module) -> Iterable[str]:
+    state = sorted((k.replace("_orig_mod.", ""), v) for k, v in _state(part))
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for (key, _), seen in zip(state, pool.map(_seen, (v for _, v in state)), strict=True):
+            yield f"{key} {seen}"
+    for name, module in part.named_modules():
+        if isinstance(strengths := getattr(module, "scaling", None), dict):  # a PEFT layer: no weight says these
+            state_of = [getattr(module, n, None) for n in ("active_adapters", "disable_adapters", "merged_adapters")]
+            yield f"{name.replace('_orig_mod.', '')} {sorted(strengths.items())} {state_of}"
+    yield _configuration(part)
+    processors = getattr(part, "attn_processors", None)
+    if isinstance(processors, Mapping):
+        yield str(sorted((k, type(v).__name__) for k, v in processors.items()))
+
+
+def _configuration(part: Any) -> str:
+    config: Any = getattr(part, "config", None)
+    found: Any = config if isinstance(config, Mapping) else config.to_dict() if hasattr(config, "to_dict") else {}
+    return json.dumps({k: v for k, v in found.items() if k not in VOLATILE}, sort_keys=True, default=str)
+
+
+def _tokenizer(part: Any) -> Iterable[str]:
+    """A tokenizer's words and limits; anything else by its class."""
+    yield type(part).__name__
+    words = getattr(part, "get_vocab", None)
+    if words is not None:
+        yield hashlib.sha256(json.dumps(sorted(words().items())).encode()).hexdigest()
+        yield str(
+            [getattr(part, n, None) for n in ("model_max_length", "chat_template", "padding_side", "truncation_side")]
+        )
+        backend = getattr(part, "backend_tokenizer", None)
+        if backend is not None:  # merges, normalisers and what is put around a prompt
+            yield hashlib.sha256(backend.to_str().encode()).hexdigest()
 
 
 def _state(part: nn.Module) -> list[tuple[str, Any]]:
@@ -38,29 +75,47 @@ def _state(part: nn.Module) -> list[tuple[str, Any]]:
             there = getattr(each, "weights_map", None)
             if there is not None and hasattr(there, "dataset"):
                 kept.update({key: there.dataset[key] for key in there})
-    return [(k, kept.get(k, v)) for k, v in part.state_dict().items()]
+    return [(k, kept.get(k, v)) for k, v in part.state_dict(keep_vars=True).items()]
 
 
-def _look(value: Any) -> Iterable[bytes]:
+def _seen(value: Any) -> str:
     """What a digest sees of an entry of a state: quantised layers keep tuples and dtypes beside tensors."""
     if isinstance(value, (tuple, list)):
-        for each in value:
-            yield from _look(each)
-    elif isinstance(value, Tensor):
-        yield f"{list(value.shape)}\n".encode()
-        yield _picked(value)
-    else:
-        yield f"{value if isinstance(value, (torch.dtype, str, int, float)) else type(value).__name__}\n".encode()
+        return str([_seen(each) for each in value])
+    if isinstance(value, Tensor):
+        return f"{list(value.shape)} {value.dtype} {_bytes(value)}"
+    return str(value) if isinstance(value, (torch.dtype, str, int, float)) else type(value).__name__
 
 
-def _picked(value: Tensor) -> bytes:
-    """Values at even distances, as float32 or int64; none of a tensor that has none to show."""
+_known: dict[int, tuple[weakref.ref[Tensor], tuple[int, int], str]] = {}
+
+
+def _bytes(value: Tensor) -> str:
+    """The digest of a tensor's bytes; worked out again only where the tensor was changed since, which its version counts."""
     try:
-        found = value.detach()
-        found = found.dequantize() if found.is_quantized else found
-        flat = found.reshape(-1)
-        flat = flat[:: max(1, flat.numel() // PICKED)][:PICKED]
-        numbers = flat.float() if flat.is_floating_point() else flat.long()
-        return bytes(numbers.cpu().numpy().tobytes())
-    except (RuntimeError, TypeError):  # meta tensors, and subclasses that cannot be cut
-        return str(value.dtype).encode()
+        stamp = (value.data_ptr(), value._version)
+    except (RuntimeError, NotImplementedError):  # inference tensors count no versions, and some subclasses lie nowhere
+        return _hashed(value)
+    had = _known.get(id(value))
+    if had is not None and had[0]() is value and had[1] == stamp:
+        return had[2]
+    found = _hashed(value)
+    _known[id(value)] = (weakref.ref(value, partial(_forget, id(value))), stamp, found)
+    return found
+
+
+def _forget(key: int, gone: Any) -> None:
+    _known.pop(key, None)
+
+
+def _hashed(value: Tensor) -> str:
+    try:
+        flat = value.detach()
+        flat = (flat.int_repr() if flat.is_quantized else flat).contiguous().cpu().reshape(-1)
+        return hashlib.blake2b(flat.view(torch.uint8).numpy().data, digest_size=16).hexdigest()
+    except (RuntimeError, TypeError):  # meta tensors, and subclasses that cannot be read so
+        inner = getattr(value, "__tensor_flatten__", None)
+        if inner is None:
+            return "unread"
+        names, context = inner()
+        return str([_hashed(getattr(value, n)) for n in names]) + str(context)
