@@ -63,7 +63,9 @@ def _tokenizer(part: Any) -> Iterable[str]:
         )
         backend = getattr(part, "backend_tokenizer", None)
         if backend is not None:  # merges, normalisers and what is put around a prompt
-            yield hashlib.sha256(backend.to_str().encode()).hexdigest()
+            rules = json.loads(backend.to_str())
+            rules = {k: v for k, v in rules.items() if k not in ("padding", "truncation")}  # set again at every call
+            yield hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
 
 
 def _state(part: nn.Module) -> list[tuple[str, Any]]:

@@ -20,6 +20,7 @@ from secondlook.flow.autocast import Autocast
 from secondlook.flow.estimate import Flow, Meter
 from secondlook.flow.grid import EPS, after
 from secondlook.flow.guidance import ClassifierFree, Guide, Network, Null, Plain
+from secondlook.flow.padding import padded
 from secondlook.flow.path import Path, complete
 from secondlook.noise import Key, normal
 from secondlook.solvers.ode import Solver
@@ -195,7 +196,7 @@ class Rig:
 
     def padded(self, state: State) -> tuple[State, list[int]]:
         """The rows, and copies of the first where a batch is padded; with the row that each is a copy of."""
-        missing = self.rows - len(state) if self.pad else 0
+        missing = padded(self.rows) - len(state) if self.pad else 0
         index = [*range(len(state)), *([0] * missing)]
         return (state.rows(index) if missing > 0 else state), index
 
