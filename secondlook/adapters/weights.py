@@ -58,9 +58,7 @@ def _tokenizer(part: Any) -> Iterable[str]:
     words = getattr(part, "get_vocab", None)
     if words is not None:
         yield hashlib.sha256(json.dumps(sorted(words().items())).encode()).hexdigest()
-        yield str(
-            [getattr(part, n, None) for n in ("model_max_length", "chat_template", "padding_side", "truncation_side")]
-        )
+        yield str([getattr(part, n, None) for n in ("model_max_length", "chat_template")])
         backend = getattr(part, "backend_tokenizer", None)
         if backend is not None:  # merges, normalisers and what is put around a prompt
             rules = json.loads(backend.to_str())
