@@ -29,7 +29,9 @@ def snapshot(pipe: Any) -> dict[str, Any]:
     for name, part in parts_of(pipe).items():
         for key, module in part.named_modules():
             found[f"{name} {key} mode"] = module.training
-            if not name.startswith("text_encoder"):  # transformers hangs its own on an encoder when anyone first calls it
+            if not name.startswith(
+                "text_encoder"
+            ):  # transformers hangs its own on an encoder when anyone first calls it
                 found[f"{name} {key} hooks"] = (len(module._forward_hooks), len(module._forward_pre_hooks))
         for key, p in part.named_parameters():
             found[f"{name} {key}"] = (p.requires_grad, p.dtype, p.device.type, p.is_inference(), id(p))

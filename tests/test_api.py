@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
+import shlex
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import secondlook
 from secondlook import api
+from secondlook.cli import main
 from secondlook.engine.store import Store
 from secondlook.errors import ConfigError
 from secondlook.report.html import write_report
+from secondlook.settings import OPTIONS
+from secondlook.types import UNITS
 
 
 def test_results_come_in_order_with_both_pictures_and_what_they_cost(tmp_path: Path) -> None:
@@ -73,3 +81,139 @@ def test_half_made_states_are_gone_when_a_run_is_done(tmp_path: Path) -> None:
     record = api.Record.read(Store.open(tmp_path / "run"))
     rewound = next(i for i, o in record.outcomes.items() if o.proposal.move.name == "rewind")
     assert api.replay_outcome(tmp_path / "run", rewound).same
+
+
+# ---- one engine for samples and searches -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("world", "prompt"), [("scenes", "a red circle"), ("digits", "7"), ("glyphs", "red circle")])
+def test_a_sample_is_the_picture_that_draw_calls_unsearched(world: str, prompt: str, tmp_path: Path) -> None:
+    words = ["--world", world, "--steps", "5", "--seed", "3"]
+    assert (
+        main(["sample", prompt, *words, "--count", "2", "--out", str(tmp_path / "s.npz"), "--quiet", "--rows", "4"])
+        == 0
+    )
+    with np.load(tmp_path / "s.npz") as file:
+        sampled = file["arr_0"]
+    [found] = secondlook.draw(prompt, "random(n=2)", tmp_path / "run", world=world, steps=5, seed=3, rows=4)
+    drawn = [Store.open(tmp_path / "run").picture(i)[..., : sampled.shape[-1]] for i in (0, 1)]
+    assert (found.plain[..., : sampled.shape[-1]] == drawn[0]).all()
+    assert all((s == d).all() for s, d in zip(sampled, drawn, strict=True))
+    assert not (sampled[0] == sampled[1]).all()
+
+
+def test_draw_takes_every_guidance_that_sample_takes(tmp_path: Path) -> None:
+    plain = secondlook.draw("7", "random(n=1)", world="digits", steps=4, guidance=1.0)[0]
+    for options in ({"guidance": 2.0, "cfg_interval": (0.3, 0.8)}, {"guidance": 2.0, "cfg_channels": 1},
+                    {"weak": "digits", "weak_scale": 1.0}, {"interval": "paper", "guidance": 2.0}, {"eps": 0.05, "guidance": 1.0}):  # fmt: skip
+        [found] = secondlook.draw("7", "random(n=1)", world="digits", steps=4, **options)
+        assert found.picture.shape == (8, 8, 3)
+    [same] = secondlook.draw("7", "random(n=1)", world="digits", steps=4, weak="digits", weak_scale=3.0)
+    assert np.abs(same.picture.astype(int) - plain.picture).max() <= 15  # guided by itself: not at all
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"nfe": "100"}, "A budget, nfe, must be a number; got '100'"),
+        ({"steps": "20"}, "--steps must be a whole number; got '20'"),
+        ({"steps": 2.5}, "--steps must be a whole number"),
+        ({"plan": 3}, "--plan must be a text; got 3"),
+        ({"out": 3}, "--out must be a folder's name; got 3"),
+        ({"seed": True}, "--seed must be a whole number"),
+        ({"cfg_interval": 3}, "--cfg-interval must be two times"),
+        ({"split": "fair"}, "--split must be one of even, pool"),
+        ({"height": 64}, "--height belongs to pipelines"),
+        ({"interval": "papr"}, "--interval must be one of whole, paper, official"),
+    ],
+)
+def test_values_are_checked_at_the_door(options: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        secondlook.draw("a red circle", **{"out": tmp_path / "run", **options})
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("prompts", [None, 3.5, [None], ["a red circle", None], b"a red circle", [], [True]])
+def test_prompts_that_are_none_are_one_sentence(prompts: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        secondlook.draw(prompts, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    [found] = secondlook.draw(
+        np.int64(7),
+        "random(n=1)",
+        tmp_path / "run",
+        world="digits",
+        steps=np.int32(3),
+        seed=np.int64(5),
+        guidance=np.float32(1.5),
+    )
+    assert found.prompt == "7"
+    assert Store.open(tmp_path / "run").config["seed"] == 5
+
+
+def test_torchs_threads_are_given_back(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    secondlook.draw("7", "random(n=1)", world="digits", steps=2, threads=before + 1)
+    assert torch.get_num_threads() == before
+
+
+def test_draws_signature_names_every_option() -> None:
+    names = inspect.signature(secondlook.draw).parameters
+    assert {*OPTIONS, *UNITS, "total_nfe", "progress"} <= set(names)
+
+
+def test_the_recorded_command_names_what_was_asked(tmp_path: Path) -> None:
+    secondlook.draw(
+        "7", "random(n=2)", tmp_path / "run", world="digits", steps=3, guidance=2.0, cfg_interval=(0.25, 0.75), nfe=9
+    )
+    words = shlex.split(Store.open(tmp_path / "run").config["command"])
+    assert main([*words[1:-1], str(tmp_path / "again"), "--quiet"]) == 0
+    one, two = (Store.open(tmp_path / n).picture(0) for n in ("run", "again"))
+    assert (one == two).all()
+    assert Store.open(tmp_path / "again").config["cfg_interval"] == [0.25, 0.75]
+
+
+def test_a_code_of_a_judge_that_changed_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    file = tmp_path / "flipping.py"
+    file.write_text(
+        "class V:\n    name = 'v'\n    def __call__(self, s, c):\n        return s.double().flatten(1).mean(1)\n"
+    )
+
+    def stop(driver: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        secondlook.draw(
+            "7", "random(n=3)", tmp_path / "run", world="digits", steps=2, verifier="flipping:V", progress=stop
+        )
+    file.write_text(file.read_text().replace("return s", "return -s"))
+    with pytest.raises(ConfigError, match="file of the verifier's code is not what it was"):
+        secondlook.resume(tmp_path / "run")
+
+
+def test_a_selector_and_a_share_for_all_prompts(tmp_path: Path) -> None:
+    found = secondlook.draw(
+        ["7", "3"], "random(n=50)", tmp_path / "run", world="digits", steps=2, total_nfe=12, select="best(count=2)"
+    )
+    assert [len(r.chosen) for r in found] == [2, 2]
+    assert [r.spent.nfe for r in found] == [6, 6]
+
+
+def test_rescore_and_csv_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(tmp_path / "run")
+    secondlook.draw("7", "random(n=3)", run, world="digits", steps=2)
+    assert main(["rescore", run]) == 0
+    assert main(["rescore", run, "--verifier", "brightness"]) == 0
+    assert "3 pictures judged" in capsys.readouterr().out
+    assert main(["export", run, "--format", "csv", "--out", str(tmp_path / "t.csv")]) == 0
+    assert "said.brightness" in (tmp_path / "t.csv").read_text().splitlines()[0]
+    assert "brightness" in secondlook.write_report(run).read_text()
+    assert main(["replay", run, "1", "--device", "cpu"]) == 0
+    assert main(["draw", "7", "--image", "x", "--out", str(tmp_path / "no")]) == 2
+    assert "There is no option" in capsys.readouterr().err
+    assert main(["resume", run, "--steps", "3"]) == 2
+    assert 'no option "--steps" in `secondlook resume`; it belongs to draw, sample' in capsys.readouterr().err

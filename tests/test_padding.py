@@ -16,7 +16,9 @@ from secondlook.types import Condition
 from tests.helpers import PROMPTS, tiny_rig
 
 
-@pytest.mark.parametrize(("rows", "size"), [(1, 1), (2, 2), (3, 4), (4, 4), (5, 8), (8, 8), (9, 12), (16, 16), (17, 20)])
+@pytest.mark.parametrize(
+    ("rows", "size"), [(1, 1), (2, 2), (3, 4), (4, 4), (5, 8), (8, 8), (9, 12), (16, 16), (17, 20)]
+)
 def test_batches_are_whole_tiles(rows: int, size: int) -> None:
     assert padded(rows) == size
 

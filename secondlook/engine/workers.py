@@ -85,8 +85,8 @@ class Worker:
                 if call.over:
                     return
                 self._now = None
-                self.waiting -= 1
             call.answer(found, seconds)
             with self._lock:
+                self.waiting -= 1  # only now: whoever waits for the last answer waits for what it says
                 if self._thread is not mine:
                     return

@@ -1,0 +1,188 @@
+"""Many prompts: what is held does not grow with them, budgets are shared, and a stopped run ends as one that was not."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from secondlook.engine.driver import Driver
+from secondlook.engine.ledger import Budget
+from secondlook.engine.record import Record
+from secondlook.engine.states import States
+from secondlook.engine.store import Store
+from secondlook.errors import ConfigError
+from secondlook.models.text import TextSiT
+from secondlook.plans.moves import fresh
+from secondlook.registry import PLANS
+from secondlook.settings import make_plan
+from secondlook.types import Plan, Task
+from tests.helpers import PROMPTS, STEPS, drive, essence, tasks, tiny_rig
+
+
+class Held:
+    """What a run holds at its fullest, seen between two ticks."""
+
+    def __init__(self) -> None:
+        self.most = {"runs": 0, "queue": 0, "encodings": 0, "states": 0, "files": 0}
+
+    def __call__(self, driver: Driver) -> None:
+        now = {
+            "runs": len(driver.runs), "queue": len(driver.queue), "encodings": len(driver.rig._encoded), "states": len(driver.states._held),
+            "files": len(list((driver.store.folder / "states").iterdir())),
+        }  # fmt: skip
+        self.most = {k: max(v, now[k]) for k, v in self.most.items()}
+
+
+def held(network: TextSiT, folder: Path, prompts: int) -> dict[str, int]:
+    names = [p for _, p in zip(range(prompts), itertools.cycle(PROMPTS), strict=False)]
+    store, seen = Store.create(folder, {"prompts": names, "plan": "paths"}), Held()
+    rig = tiny_rig(network, rows=4)
+    with store.writing():
+        Driver(tasks(names), make_plan("paths(n=2, width=2)"), rig, Budget(nfe=30), store, window=6).run(seen)
+    assert Record.read(store).done
+    return seen.most
+
+
+def test_what_a_run_holds_does_not_grow_with_its_prompts(network: TextSiT, tmp_path: Path) -> None:
+    few, many = held(network, tmp_path / "few", 12), held(network, tmp_path / "many", 48)
+    assert few["runs"] == many["runs"] == 6
+    for name in ("queue", "encodings", "states", "files"):
+        assert many[name] <= few[name] * 1.25 + 4, name
+
+
+@pytest.mark.parametrize("window", [1, 2, 7])
+def test_the_window_changes_nothing_but_the_order(network: TextSiT, tmp_path: Path, window: int) -> None:
+    wide = drive(tmp_path / "wide", tiny_rig(network), "zero_order(neighbours=2)", prompts=PROMPTS, nfe=24, window=99)
+    slim = drive(
+        tmp_path / "slim", tiny_rig(network), "zero_order(neighbours=2)", prompts=PROMPTS, nfe=24, window=window
+    )
+    assert essence(slim) == essence(wide)
+
+
+def test_states_beyond_the_limit_wait_on_the_disk_and_come_back_the_same(network: TextSiT, tmp_path: Path) -> None:
+    from secondlook.noise import Key
+
+    store = Store.create(tmp_path / "run", {"prompts": ["a"]})
+    rig, states = tiny_rig(network), States(store, limit=100_000)
+    made = [rig.start(Key.root(i)) for i in range(8)]
+    for i, state in enumerate(made):
+        states.keep(i, state, half_made=False)
+    assert len(states._held) < 8
+    for i, state in enumerate(made):
+        found = states.find(i)
+        assert found is not None
+        assert found.x.equal(state.x)
+        assert found.keys == state.keys
+    states.drop(0)
+    assert states.find(0) is None
+
+
+# ---- budgets over prompts ----------------------------------------------------------------------------------------------
+
+
+def early(task: Task) -> Plan:
+    """The first prompts need one picture, the others take all that they are given."""
+    yield fresh(task, 1)
+    while task.index >= 2:
+        yield fresh(task, 1)
+
+
+def test_what_easy_prompts_leave_goes_to_later_ones(network: TextSiT, tmp_path: Path) -> None:
+    total = 40 * STEPS
+    record = drive(tmp_path / "run", tiny_rig(network), early, prompts=PROMPTS[:4], total=Budget(nfe=total), window=1)
+    spent = [record.spent(i).nfe for i in range(4)]
+    assert spent[:2] == [STEPS, STEPS]
+    assert spent[2] == spent[3] == 19 * STEPS
+    assert sum(spent) <= total
+    assert [record.began[i]["limits"]["nfe"] for i in range(4)] == [40, 52, 76, 76]
+
+
+def test_a_shared_budget_admits_the_same_when_the_run_is_resumed(network: TextSiT, tmp_path: Path) -> None:
+    from tests.test_engine import stop_after
+
+    whole = drive(tmp_path / "whole", tiny_rig(network), early, prompts=PROMPTS[:4], total=Budget(nfe=100), window=2)
+    for calls in (1, 3, 5):
+        folder = tmp_path / f"cut-{calls}"
+        stop_after(folder, network, early, calls, prompts=PROMPTS[:4], total=Budget(nfe=100), window=2)
+        again = drive(folder, tiny_rig(network), early, prompts=PROMPTS[:4], total=Budget(nfe=100), window=2)
+        assert again.done
+        assert sum(again.spent(i).nfe for i in range(4)) <= 100
+        kept = {n: e for n, e in essence(again).items() if n in essence(whole)}
+        assert kept == {n: essence(whole)[n] for n in kept}
+
+
+def test_a_plan_is_told_the_same_of_its_budget_when_it_is_replayed(network: TextSiT, tmp_path: Path) -> None:
+    from tests.test_engine import stop_after
+
+    told: list[list[float]] = []
+
+    def listening(task: Task) -> Plan:
+        heard: list[float] = []
+        told.append(heard)
+        for _ in range(4):
+            heard.append(task.remaining()["nfe"])
+            heard.append(task.remaining()["seconds"])
+            yield fresh(task, 2)
+
+    stop_after(tmp_path / "run", network, listening, 2, nfe=100, seconds=1e6)
+    first = told[-1][:]
+    drive(tmp_path / "run", tiny_rig(network), listening, nfe=100, seconds=1e6)
+    assert told[-1][: len(first)] == first
+    assert len(told[-1]) == 8
+    assert told[-1][::2] == [100, 100 - 2 * STEPS, 100 - 4 * STEPS, 100 - 6 * STEPS]
+
+
+def test_a_budget_in_seconds_prices_its_first_batch_by_its_first_row(network: TextSiT, tmp_path: Path) -> None:
+    """However wide the batch, a hopeless budget buys one picture and not a batch of them."""
+    record = drive(tmp_path / "run", tiny_rig(network, rows=32), "random(n=1000)", seconds=1e-6)
+    assert len(record.outcomes) == 1
+    assert record.ended[0]["out_of_budget"]
+
+
+def test_a_total_too_small_for_its_prompts_is_refused() -> None:
+    from secondlook import api
+    from secondlook.settings import Settings
+
+    with pytest.raises(ConfigError, match="less than 1 for each of 50 prompts"):
+        api._budget(Settings(total={"nfe": 40}), 50)
+
+
+# ---- killed on two threads ---------------------------------------------------------------------------------------------
+
+SCRIPT = """
+import sys, torch
+from pathlib import Path
+from tests.helpers import *
+torch.set_num_threads(2)
+network = tiny_network()
+rig = tiny_rig(network, rows=3, solver=sys.argv[3])
+drive(Path(sys.argv[1]), rig, sys.argv[2], prompts=PROMPTS[:3], nfe=60)
+"""
+
+
+@pytest.mark.parametrize("plan", list(PLANS))
+def test_every_plan_killed_at_random_on_two_threads_ends_in_the_same_bits(tmp_path: Path, plan: str) -> None:
+    import random
+    import time
+
+    def process(folder: Path) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder), plan, "sde"], cwd=Path(__file__).parents[1])
+
+    assert process(tmp_path / "whole").wait() == 0
+    rng, folder, killed = random.Random(plan), tmp_path / "killed", 0
+    for _ in range(4):
+        running = process(folder)
+        while running.poll() is None and not (folder / "run.sqlite").exists():
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0.0, 0.25))
+        running.kill()
+        killed += running.wait() != 0
+    assert killed
+    assert process(folder).wait() == 0
+    one, two = (Record.read(Store.open(tmp_path / name)) for name in ("whole", "killed"))
+    assert essence(two) == essence(one)
+    assert two.ended == one.ended
