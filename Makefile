@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+WORKERS ?= 2
 
 .PHONY: setup extras demo test test-slow check format wheel bench-scenes bench-sit bench-engine clean
 
@@ -26,7 +27,7 @@ demo: setup
 	$(BIN)/python -m secondlook.cli.demo
 
 test: setup extras
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS)
 
 test-slow: setup extras
 	$(BIN)/python -m pytest -m slow
@@ -36,7 +37,7 @@ check: setup extras
 	$(BIN)/ruff check .
 	$(BIN)/mypy secondlook
 	$(BIN)/python tests/house_rules.py
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS)
 
 format: setup
 	$(BIN)/ruff format .

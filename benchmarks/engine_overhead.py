@@ -131,6 +131,7 @@ def main() -> int:
     print("command:", shlex.join(["python", *sys.argv]))
     print(f"seed {s.seed}, threads {s.threads}, rows {s.rows}, bf16 {s.bf16}, torch {torch.__version__}, commit {commit()}, "
           f"{platform.processor() or platform.machine()}")  # fmt: skip
+    torch.set_num_threads(s.threads or 1)
     bare(s, rig, a.steps)  # warm up: encodings, allocator, kernels
     pairs: list[tuple[Time, Time]] = []
     expected = engine(s, rig)  # counts the calls, and warms up what only a search uses

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import inspect
 import math
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 import secondlook
 from secondlook.adapters.chunks import fits
 from secondlook.backends.base import Backend
 from secondlook.backends.find import find, found_again
-from secondlook.calls import bind, parse_call
-from secondlook.disk.digests import file_digest
+from secondlook.backends.judges import ROLES, Judges, named
+from secondlook.calls import parse_call
 from secondlook.disk.versions import commit, versions
 from secondlook.engine.derive import replay as redraw
 from secondlook.engine.driver import Driver, Progress
@@ -31,95 +28,17 @@ from secondlook.engine.pricing import first_picture
 from secondlook.engine.record import Record
 from secondlook.engine.rescore import Rescored, judge_all
 from secondlook.engine.rescore import rescore as judge_again
+from secondlook.engine.results import Result, results
 from secondlook.engine.rig import Rig
 from secondlook.engine.select import select
 from secondlook.engine.store import Store, refuse_full, sha256
 from secondlook.errors import ConfigError, nearest
 from secondlook.noise import Key
 from secondlook.notes import note
-from secondlook.registry import resolve
 from secondlook.settings import OPTIONS, Settings, make_named, make_plan, texts
-from secondlook.types import UNITS, Condition, Cost, Task, Verifier
+from secondlook.types import UNITS, Condition, Task, Verifier
 
 DEFAULT_SAMPLES = 20  # what an endless plan without a budget may spend, in plain samples
-ROLES = ("verifier", "critic", "comparer", "select")  # what may be an object in Python
-KINDS = {"select": "selector"}
-
-
-@dataclass(frozen=True)
-class Result:
-    """One prompt's outcome. ``picture`` and ``plain`` (the unsearched one) are uint8 [H, W, 3], read when they are first asked for;
-    ``verdicts`` and ``plain_verdicts`` hold what held-out judges and the checker said; ``spent`` is what the search cost; ``chosen``
-    are the outcomes that a selector or the plan chose, best first (the winner alone where there was neither)."""
-
-    prompt: str
-    score: float
-    verdicts: dict[str, float]
-    plain_score: float
-    plain_verdicts: dict[str, float]
-    spent: Cost
-    outcome: int
-    read: Callable[[], np.ndarray] = field(repr=False, compare=False)
-    read_plain: Callable[[], np.ndarray] = field(repr=False, compare=False)
-    chosen: tuple[int, ...] = ()
-
-    @cached_property
-    def picture(self) -> np.ndarray:
-        return self.read()
-
-    @cached_property
-    def plain(self) -> np.ndarray:
-        return self.read_plain()
-
-    def save(self, path: str | Path) -> None:
-        """Write the picture as a PNG."""
-        Image.fromarray(self.picture).save(path)
-
-
-@dataclass(frozen=True)
-class Judges:
-    """Who guides a run, as objects; None where nobody was named."""
-
-    verifier: Any = None
-    critic: Any = None
-    comparer: Any = None
-    select: Any = None
-
-    @staticmethod
-    def of(s: Settings, backend: Backend, objects: Mapping[str, Any]) -> Judges:
-        """Made from their names, or the objects that were given."""
-        found = {}
-        for role in ROLES:
-            text = getattr(s, role)
-            if role in objects:
-                found[role] = objects[role]
-            elif text is not None and text.startswith("object:"):
-                raise ConfigError(
-                    f'This run has the Python object "{text[7:]}" as its {role}; give it again: {role}=..., to go on.'
-                )
-            elif text is not None:
-                own = backend.verifier(text) if role == "verifier" else None
-                found[role] = own or make_named(KINDS.get(role, role), text)
-        return Judges(**found)
-
-    def code(self) -> dict[str, str]:
-        """Digests of the files in which judges from elsewhere are written, so that another code is not taken for the same."""
-        found = {}
-        for role in ROLES:
-            thing = getattr(self, role)
-            file = None if thing is None else _source(type(thing))
-            if file is not None:
-                found[f"{role}'s code"] = file_digest(file)
-        return found
-
-
-def _source(kind: type) -> Path | None:
-    """The file of a class that is not this package's, where it has one."""
-    module = sys.modules.get(kind.__module__)
-    path = getattr(module, "__file__", None)
-    if kind.__module__.split(".")[0] == "secondlook" or path is None or not Path(path).is_file():
-        return None
-    return Path(path)
 
 
 # ---- from what is asked to a run -----------------------------------------------------------------------------------------
@@ -144,21 +63,6 @@ def asked(options: Mapping[str, Any]) -> tuple[Settings, Any, dict[str, Any]]:
     if model is not None and not isinstance(model, (str, Path)):
         del given["model"]
     return Settings(budget=budget, total=total, **given), model, objects
-
-
-def named(role: str, thing: Any) -> tuple[str, Any]:
-    """A judge's call-string as it is, or the name under which a run records an object."""
-    kind = KINDS.get(role, role)
-    if isinstance(thing, str):
-        if not thing.startswith("object:"):
-            call = parse_call(thing, kind)
-            bind(call, resolve(kind, call.name))  # a slip shows before a pipeline is loaded
-        return thing, None
-    name = getattr(thing, "name", None)
-    if inspect.isclass(thing) or not callable(thing) or not isinstance(name, str):
-        raise ConfigError(f"A {kind} is a call-string, or an object with a name that can be called "
-                          f"(docs/extending.md); got {thing if inspect.isclass(thing) else type(thing).__name__}.")  # fmt: skip
-    return f"object:{name}", thing
 
 
 def tasks_of(s: Settings, backend: Backend, times: tuple[float, ...]) -> list[Task]:
@@ -398,31 +302,6 @@ def _notes(store: Store, s: Settings) -> None:
 
 
 # ---- results -------------------------------------------------------------------------------------------------------------
-
-
-def results(store: Store) -> list[Result]:
-    """What a run's log says: one Result for each prompt, or in an unfinished run for each that has a picture.
-
-    Where a budget in seconds bought no finished picture, the unsearched one is the result (``outcome`` is negative)."""
-    record, out = Record.read(store), []
-    for i, prompt in enumerate(store.config["prompts"]):
-        winner, plain = record.winner(i), record.baseline(i)
-        if plain is None:
-            continue
-        base, name = plain
-        read_plain = _reader(store, name, None)
-        # the budget may have bought no finished picture: then the unsearched one stands
-        read = read_plain if winner is None else _reader(store, winner.id, record.digests[winner.id])
-        winner = winner or base
-        scores = [math.nan if o.score is None else o.score for o in (winner, base)]
-        chosen = tuple(record.chosen(i)) or (winner.id,)
-        out.append(Result(prompt, scores[0], record.said(winner.id), scores[1], record.said(base.id), record.spent(i), winner.id, read,
-                          read_plain, chosen))  # fmt: skip
-    return out
-
-
-def _reader(store: Store, name: int | str, digest: str | None) -> Callable[[], np.ndarray]:
-    return lambda: store.checked(name, digest)
 
 
 def open_run(out: str | Path) -> list[Result]:

@@ -21,6 +21,7 @@ from secondlook.errors import ConfigError
 from secondlook.models.text import TextSiT
 from secondlook.registry import PLANS, SELECTORS, SOLVERS, VERIFIERS
 from secondlook.settings import make_named
+from secondlook.solvers.contract import SolverContract
 from secondlook.testing import (
     ComparerContract,
     CriticContract,
@@ -49,6 +50,17 @@ CASES = [
     *_each(VerifierContract, [v for v in VERIFIERS if v != "learned"], "made"),
     *_each(SelectorContract, [s for s in SELECTORS if s != "greedy_fid"], "made"),
 ]
+
+
+SOLVER_CASES = [(n, t) for n in SOLVERS for t in dir(SolverContract) if t.startswith("test_")]
+
+
+@pytest.mark.parametrize(("name", "test"), SOLVER_CASES, ids=[f"{n}-{t[5:]}" for n, t in SOLVER_CASES])
+def test_every_solver_keeps_its_contract(name: str, test: str) -> None:
+    under = SolverContract()
+    under.solver = lambda: make_named("solver", name)  # type: ignore[method-assign]
+    under.searched = name != "dopri5"
+    getattr(under, test)()
 
 
 @pytest.mark.parametrize(("contract", "name", "attribute", "test"), CASES)

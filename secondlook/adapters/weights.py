@@ -94,7 +94,7 @@ def _bytes(value: Tensor) -> str:
     """The digest of a tensor's bytes; worked out again only where the tensor was changed since, which its version counts."""
     try:
         stamp = (value.data_ptr(), value._version)
-    except (RuntimeError, NotImplementedError):  # inference tensors count no versions, and some subclasses lie nowhere
+    except RuntimeError:  # inference tensors count no versions, and some subclasses lie nowhere
         return _hashed(value)
     had = _known.get(id(value))
     if had is not None and had[0]() is value and had[1] == stamp:

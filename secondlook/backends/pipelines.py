@@ -114,7 +114,7 @@ class Singly:
     inner: Callable[[Tensor], Tensor]
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch.cat([self.inner(row) for row in x.split(1)])
+        return torch.cat([self.inner(row) for row in torch.split(x, 1)])
 
 
 def hold(model: Any, s: Settings) -> Pipeline:

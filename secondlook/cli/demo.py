@@ -17,7 +17,7 @@ PROMPTS = (
     "two green squares and a white triangle",
     "a square below a triangle",
 )
-NFE = 400  # twenty samples' worth for each prompt
+NFE = 400  # twenty samples for each prompt
 
 
 def run() -> int:

@@ -11,8 +11,8 @@ from itertools import accumulate
 
 import numpy as np
 
-from secondlook.api import Result
 from secondlook.engine.driver import Driver
+from secondlook.engine.results import Result
 
 _LONGEST = 48  # columns of a prompt in the table
 _JOINERS = "\u200d\ufe0e\ufe0f"  # they make one emoji of several characters

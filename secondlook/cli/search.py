@@ -19,6 +19,7 @@ from secondlook.cli.progress import Progress, table
 from secondlook.cli.prompts import read_prompts
 from secondlook.engine.record import Record
 from secondlook.engine.rescore import Rescored
+from secondlook.engine.results import Result
 from secondlook.engine.store import Store
 from secondlook.errors import ConfigError, SecondlookError
 from secondlook.settings import Settings
@@ -64,7 +65,7 @@ def rescore(args: Args) -> int:
     return 0
 
 
-def _finish(out: Path, found: list[api.Result], progress: Progress | None) -> int:
+def _finish(out: Path, found: list[Result], progress: Progress | None) -> int:
     from secondlook.report.html import write_report
 
     if progress:

@@ -23,7 +23,11 @@ def to_rows(store: Store) -> Iterator[dict[str, Any]]:
         winner = record.winner(task)
         chosen = set(record.chosen(task)) or ({winner.id} if winner else set())
         for outcome in record.of(task):
-            about = {"outcome": outcome.id, "n": record.order[outcome.id], "chosen": outcome.id in chosen}
+            about: dict[str, Any] = {
+                "outcome": outcome.id,
+                "n": record.order[outcome.id],
+                "chosen": outcome.id in chosen,
+            }
             yield _row(
                 task, prompt, record, outcome, record.costs[outcome.id], about, record.digests[outcome.id], outcome.id
             )

@@ -1,0 +1,81 @@
+"""Who guides a run: verifier, critic, comparer and selector, by their names or as objects."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from secondlook.backends.base import Backend
+from secondlook.calls import bind, parse_call
+from secondlook.disk.digests import file_digest
+from secondlook.errors import ConfigError
+from secondlook.registry import resolve
+from secondlook.settings import Settings, make_named
+
+ROLES = ("verifier", "critic", "comparer", "select")  # what may be an object in Python
+KINDS = {"select": "selector"}
+
+
+@dataclass(frozen=True)
+class Judges:
+    """Who guides a run, as objects; None where nobody was named."""
+
+    verifier: Any = None
+    critic: Any = None
+    comparer: Any = None
+    select: Any = None
+
+    @staticmethod
+    def of(s: Settings, backend: Backend, objects: Mapping[str, Any]) -> Judges:
+        """Made from their names, or the objects that were given."""
+        found = {}
+        for role in ROLES:
+            text = getattr(s, role)
+            if role in objects:
+                found[role] = objects[role]
+            elif text is not None and text.startswith("object:"):
+                raise ConfigError(
+                    f'This run has the Python object "{text[7:]}" as its {role}; give it again: {role}=..., to go on.'
+                )
+            elif text is not None:
+                own = backend.verifier(text) if role == "verifier" else None
+                found[role] = own or make_named(KINDS.get(role, role), text)
+        return Judges(**found)
+
+    def code(self) -> dict[str, str]:
+        """Digests of the files in which judges from elsewhere are written, so that another code is not taken for the same."""
+        found = {}
+        for role in ROLES:
+            thing = getattr(self, role)
+            file = None if thing is None else _source(type(thing))
+            if file is not None:
+                found[f"{role}'s code"] = file_digest(file)
+        return found
+
+
+def _source(kind: type) -> Path | None:
+    """The file of a class that is not this package's, where it has one."""
+    module = sys.modules.get(kind.__module__)
+    path = getattr(module, "__file__", None)
+    if kind.__module__.split(".")[0] == "secondlook" or path is None or not Path(path).is_file():
+        return None
+    return Path(path)
+
+
+def named(role: str, thing: Any) -> tuple[str, Any]:
+    """A judge's call-string as it is, or the name under which a run records an object."""
+    kind = KINDS.get(role, role)
+    if isinstance(thing, str):
+        if not thing.startswith("object:"):
+            call = parse_call(thing, kind)
+            bind(call, resolve(kind, call.name))  # a slip shows before a pipeline is loaded
+        return thing, None
+    name = getattr(thing, "name", None)
+    if inspect.isclass(thing) or not callable(thing) or not isinstance(name, str):
+        raise ConfigError(f"A {kind} is a call-string, or an object with a name that can be called "
+                          f"(docs/extending.md); got {thing if inspect.isclass(thing) else type(thing).__name__}.")  # fmt: skip
+    return f"object:{name}", thing
