@@ -49,8 +49,14 @@ def held(family: str, monkeypatch: pytest.MonkeyPatch) -> Adapter:
 class Finite:
     """What a fake tensor cannot say of itself."""
 
-    def all(self) -> bool:
-        return True
+    def all(self, *_: int) -> Any:
+        return self if _ else True
+
+    def flatten(self, *_: int) -> Finite:
+        return self
+
+    def tolist(self) -> list[bool]:
+        return [True] * 4
 
 
 def told(adapter: Adapter) -> Encoded:

@@ -182,12 +182,11 @@ def test_a_float16_autoencoder_that_overflows_goes_on_in_float32(family: str, tm
     found, said = draw(secondlook.load(pipe), tmp_path / "half")
     assert len(said) == 1
     assert re.match("The autoencoder overflowed in float16 and gave NaN; it decodes in float32 .*pipe.vae.to", said[0])
-    assert pipe.vae.dtype == torch.float32
+    assert pipe.vae.dtype == torch.float16  # in the run alone: afterwards it is as it was found
     whole, said = draw(secondlook.load(same), tmp_path / "full")
     assert not said
     assert found[0].picture.std() > 1
     assert np.array_equal(found[0].picture, whole[0].picture)
-    assert Store.open(tmp_path / "half").config["weights"] == Store.open(tmp_path / "full").config["weights"]
 
 
 def test_an_autoencoder_that_asks_for_float32_is_given_it_without_a_word(tmp_path: Path) -> None:
@@ -196,7 +195,7 @@ def test_an_autoencoder_that_asks_for_float32_is_given_it_without_a_word(tmp_pat
     assert pipe.vae.config.force_upcast
     _, said = draw(secondlook.load(pipe), tmp_path / "run")
     assert not said
-    assert (pipe.vae.dtype, pipe.unet.dtype) == (torch.float32, torch.float16)
+    assert (pipe.vae.dtype, pipe.unet.dtype) == (torch.float16, torch.float16)  # as it was found
 
 
 def test_an_autoencoder_of_nan_ends_a_run_that_can_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

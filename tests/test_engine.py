@@ -74,7 +74,7 @@ def test_what_is_charged_is_what_was_priced(
         )  # its look was paid for
         price = rig.price(begin, outcome.proposal.stop, outcome.proposal.ask, known=known)
         assert record.costs[number].with_seconds(0.0) == price
-        assert price.evals == price.nfe * (1 if guidance == 1.0 else 2) > 0
+        assert price.evals == price.nfe * (1 if guidance == 1.0 else 2)
         assert record.costs[number].seconds > 0
     plain = rig.price(0.0, 1.0, "score")
     assert plain.nfe == (2 * STEPS - 1 if solver == "heun" else STEPS)  # Heun's last step is Euler's

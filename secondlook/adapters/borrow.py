@@ -29,11 +29,11 @@ def borrowed(parts: Iterable[nn.Module]) -> Iterator[None]:
             module.training = training
         with torch.no_grad(), torch.inference_mode(False):
             for p, grad, dtype, device in weights:
-                if (p.dtype, p.device) != (dtype, device):
+                if (p.dtype, p.device) != (dtype, device) and not p.is_meta:  # a meta tensor has nothing to give back
                     p.data = p.data.to(device, dtype)
                 if p.requires_grad is not grad:
                     p.requires_grad_(grad)
             for module, name, dtype, device in buffers:
                 now: Any = getattr(module, name)
-                if isinstance(now, torch.Tensor) and (now.dtype, now.device) != (dtype, device):
+                if isinstance(now, torch.Tensor) and not now.is_meta and (now.dtype, now.device) != (dtype, device):
                     setattr(module, name, now.to(device, dtype))

@@ -15,12 +15,15 @@ import torch
 from torch import Tensor, nn
 
 WORKERS = 4  # hashing lets other threads work
-VOLATILE = ("_name_or_path", "_diffusers_version", "transformers_version", "_commit_hash", "torch_dtype", "dtype")
+VOLATILE = (
+    "transformers_version",
+    "torch_dtype",
+    "dtype",
+)  # and what begins with an underscore: the libraries' bookkeeping
 
 
 def digest_of(about: str, parts: Mapping[str, Any]) -> str:
-    """SHA-256 over ``about`` and each part by name: networks (weights, configuration, LoRA strengths, the classes of attention
-    processors) and tokenizers (vocabulary and limits). A compiled network has the digest of the one that was compiled, an offloaded
+    """SHA-256 over ``about`` and each part by name: networks (weights, configuration, LoRA strengths) and tokenizers (vocabulary and limits). A compiled network has the digest of the one that was compiled, an offloaded
     or moved one that of the one in place."""
     digest = hashlib.sha256(about.encode())
     for name, part in parts.items():
@@ -41,15 +44,14 @@ def _network(part: nn.Module) -> Iterable[str]:
             state_of = [getattr(module, n, None) for n in ("active_adapters", "disable_adapters", "merged_adapters")]
             yield f"{name.replace('_orig_mod.', '')} {sorted(strengths.items())} {state_of}"
     yield _configuration(part)
-    processors = getattr(part, "attn_processors", None)
-    if isinstance(processors, Mapping):
-        yield str(sorted((k, type(v).__name__) for k, v in processors.items()))
 
 
 def _configuration(part: Any) -> str:
     config: Any = getattr(part, "config", None)
     found: Any = config if isinstance(config, Mapping) else config.to_dict() if hasattr(config, "to_dict") else {}
-    return json.dumps({k: v for k, v in found.items() if k not in VOLATILE}, sort_keys=True, default=str)
+    return json.dumps(
+        {k: v for k, v in found.items() if k not in VOLATILE and not k.startswith("_")}, sort_keys=True, default=str
+    )
 
 
 def _tokenizer(part: Any) -> Iterable[str]:

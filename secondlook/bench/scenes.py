@@ -159,7 +159,12 @@ def table(rows: list[Row], tasks: list[str]) -> str:
     return "\n".join(out)
 
 
-SHORT = (("base", 1, "1, no search"), ("random", 8, "best of 8"), ("random", 20, "best of 20"), ("more steps", 20, "1 with 20 times the steps"))
+SHORT = (
+    ("base", 1, "1, no search"),
+    ("random", 8, "best of 8"),
+    ("random", 20, "best of 20"),
+    ("more steps", 20, "1 with 20 times the steps"),
+)
 
 
 def short_table(rows: list[Row], tasks: list[str]) -> str:

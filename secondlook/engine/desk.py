@@ -273,7 +273,7 @@ def _decoded(decode: Callable[[Tensor], Tensor], x: Tensor) -> tuple[list[np.nda
             found = decode(x[rows] if len(rows) < len(x) else x)
         except NotFinite as error:
             bad = {rows[i] for i in error.rows}
-            if not bad:
+            if not bad or (len(bad) == len(rows) > 1):  # not one of several: it is the decoder, not the rows
                 raise
             for i in bad:
                 errors[i] = str(error)
