@@ -107,9 +107,13 @@ def main() -> int:
     print(f"commit {commit()}, torch {torch.__version__}")
     print(f"{'prompts':>8} {'grown, MB':>10} {'first picture, s':>17} {'whole, s':>9}")
     for count in a.prompts:
-        done = subprocess.run([sys.executable, __file__, "--alone", str(count)], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, __file__, "--alone", str(count)], capture_output=True, text=True, check=True
+        )
         found = json.loads(done.stdout.splitlines()[-1])
-        print(f"{count:>8} {found['grown'] / 2**20:>10.1f} {found['first']:>17.3f} {found['seconds']:>9.1f}", flush=True)
+        print(
+            f"{count:>8} {found['grown'] / 2**20:>10.1f} {found['first']:>17.3f} {found['seconds']:>9.1f}", flush=True
+        )
     return 0
 
 

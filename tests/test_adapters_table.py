@@ -74,7 +74,7 @@ class Stopper:
 
     def __call__(self, driver: Driver) -> None:
         self.steps += 1
-        if self.steps >= self.at:
+        if self.steps >= self.at and driver.drawn:  # something is reported: judging goes on beside the steps
             raise Stop
 
 

@@ -93,7 +93,8 @@ def test_a_budget_is_never_overspent_and_never_left_lying(
         # What is left would not have paid for one more of the dearest proposals.
         dearest = max(getattr(c, unit) for c in record.costs.values())
         assert getattr(cost, unit) > limit - max(1, dearest)
-    assert {e["out_of_budget"] for e in record.ended.values()} == {True}
+    if not plan.startswith("paths"):  # which minds what is left and stops by itself
+        assert {e["out_of_budget"] for e in record.ended.values()} == {True}
 
 
 def test_a_round_the_budget_cuts_short_is_done_as_far_as_it_goes(network: TextSiT, tmp_path: Path) -> None:

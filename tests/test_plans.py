@@ -20,6 +20,7 @@ from secondlook.plans.moves import best, fresh, near, top
 from secondlook.plans.paths import paths
 from secondlook.plans.random import random
 from secondlook.plans.zero_order import zero_order
+from secondlook.testing import simulate
 from secondlook.types import Condition, Outcome, Plan, Proposal, Task
 from tests.helpers import tasks
 
@@ -198,6 +199,17 @@ def test_paths_keep_the_best_and_drop_what_could_not_be_judged() -> None:
     hand = Hand(paths(tasks()[0], n=2, width=2, rounds=1), lambda i, p: scores.get(i, math.nan))
     hand.round(), hand.round()
     assert [o.proposal.move.parent for o in hand.round()] == [4, 5]
+
+
+@pytest.mark.parametrize("nfe", [122, 160, 264, 400, 700])
+def test_paths_begin_no_search_that_cannot_finish(nfe: int) -> None:
+    """What is left once another whole search is out of reach buys plain samples; at most one of those is left over."""
+    played = simulate("paths(n=4, width=2)", budget={"nfe": nfe})
+    assert not played.out_of_budget
+    assert nfe - 20 < played.spent.nfe <= nfe
+    starts = sum(o.proposal.stop < 0.2 for o in played.outcomes)
+    lasts = sum(o.proposal.move.name == "resume" for o in played.outcomes)
+    assert starts == lasts == 4 * (nfe // 116)  # what one search costs here
 
 
 @pytest.mark.parametrize(("start", "ahead", "rounds"), [(0.1, 0.9, 1), (0.1, 0.3, 3), (0.7, 0.1, 3), (0.3, 5.0, 4)])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from secondlook.calls import positive
 from secondlook.errors import ConfigError
 from secondlook.plans.moves import fresh, resume, rewind, top
-from secondlook.types import Plan, Task
+from secondlook.types import Plan, Proposal, Task
 
 
 def paths(
@@ -23,13 +25,14 @@ def paths(
     at last finish those. Ref: 2501.09732, sec. 3.2 (search over paths), with time growing toward data.
 
     Everything is charged: the first runs, every segment, and the extra evaluation that looks at a half-made picture
-    (two network passes under guidance). Begins again with new noises for as long as the budget lasts. Endless.
+    (two network passes under guidance) unless the row goes on from there. Begins again with new noises for as long as the budget
+    pays for all of it, by what it cost before; what is left then buys plain samples. Endless.
     """
     positive("paths", n=n, width=width, start=start, back=back, ahead=ahead, rounds=rounds)
     if start >= 1 or back > start:
         raise ConfigError(f"paths: expected back <= start < 1; got back={back!r}, start={start!r}.")
     while True:
-        time = start
+        time, before = start, task.remaining()
         live = yield fresh(task, n, stop=time, ask="nothing")
         for _ in range(rounds):
             onward = min(1.0, round(time + ahead, 6))  # 0.1 + 0.9 must not stop short of 1
@@ -40,3 +43,11 @@ def paths(
                 break
         if time < 1.0:
             yield [resume(task, path) for path in live]
+        left = task.remaining()
+        if any(left[unit] < before[unit] - left[unit] for unit in left if left[unit] < math.inf):
+            break
+    plain: list[Proposal] = []
+    while task.affords(*plain, *(one := fresh(task, 1))):
+        plain += one
+    if plain:
+        yield plain

@@ -77,6 +77,8 @@ def _pair(run: Run, prompt: Prompted, album: Album) -> str:
         return ""  # the chart's place says so
     same = base is not None and winner is not None and base.id == winner.id
     note = '<p class="note">The search found nothing better than the unsearched picture.</p>' if same else ""
+    if winner is not None and all(math.isnan(o.score) for o in prompt.outcomes):
+        note = '<p class="note">No picture has a score, so nothing was searched: the first one stands.</p>'
     return f'<div class="pair">{"".join(figures)}</div>{note}'
 
 
