@@ -328,3 +328,20 @@ def test_a_verifier_that_fails_with_every_picture_stops_the_run(network: TextSiT
     ):
         drive(tmp_path / "run", tiny_rig(network, verifier=Never()), "random(n=50)")
     assert len(Record.read(Store.open(tmp_path / "run")).outcomes) <= 8  # soon, not at the end of the budget
+
+
+def test_a_judge_may_be_the_first_to_speak_in_a_resumed_run(network: TextSiT, tmp_path: Path) -> None:
+    """The rounds are in the log already, so nothing was written before the first judgement of the new process."""
+    rig = tiny_rig(network, rows=4)
+
+    class Stopping(Brightness):
+        def __call__(self, samples: Tensor, conditions: Sequence[Condition]) -> Tensor:
+            raise KeyboardInterrupt
+
+    rig.verifier = Stopping()
+    with pytest.raises(KeyboardInterrupt):
+        drive(tmp_path / "run", rig, "random(n=4)")
+    again = tiny_rig(network, rows=4, verifier=Slow(0.2))  # its score comes after the judge's word
+    again.judges = {"quick": Brightness()}
+    record = drive(tmp_path / "run", again, "random(n=4)")
+    assert {n: record.said(n)["quick"] for n in record.outcomes} == {n: o.score for n, o in record.outcomes.items()}

@@ -31,6 +31,8 @@ class Journal:
         self.store = store
         self._entries: queue.Queue[_Entry | None] = queue.Queue(MOST)
         self._failed: BaseException | None = None
+        self._closed = False
+        self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def write(self, lines: Sequence[Line], pictures: Sequence[tuple[int | str, np.ndarray]] = ()) -> None:
@@ -40,7 +42,8 @@ class Journal:
     def tell(self, lines: Sequence[Line]) -> None:
         """The same from a thread beside the engine's: where the log has failed or is closed, the engine's thread says so, and
         what was to be said is lost."""
-        if self._failed is None and self._thread is not None:
+        if self._failed is None and not self._closed:
+            self._start()
             self._entries.put(_Entry(lines))
 
     def check(self) -> None:
@@ -61,7 +64,7 @@ class Journal:
 
     def close(self) -> None:
         """Flush and end the thread; what failed is raised."""
-        thread = self._thread
+        thread, self._closed = self._thread, True
         if thread is not None:
             self._entries.put(None)
             thread.join()
@@ -70,10 +73,14 @@ class Journal:
 
     def _put(self, entry: _Entry) -> None:
         self._raise()
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="secondlook-journal", daemon=True)
-            self._thread.start()
+        self._start()
         self._entries.put(entry)
+
+    def _start(self) -> None:
+        with self._lock:  # whoever speaks first: in a resumed run that may be a judge's thread
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="secondlook-journal", daemon=True)
+                self._thread.start()
 
     def _raise(self) -> None:
         if self._failed is not None:
