@@ -141,6 +141,7 @@ class Driver:
             self.states.drop(run.number(n))
         self.rig.forget(run.task.condition)
         self._under_way.pop(run.task.index, None)
+        run.task.means = None  # or the task would hold the whole of its run for as long as the list of tasks lives
         del self.runs[run.task.index]
         self.ended += 1
 
