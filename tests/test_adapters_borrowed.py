@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -133,10 +134,12 @@ def most_values(pipe: Any) -> None:
 
 
 def another_word(pipe: Any) -> None:
+    pipe.tokenizer = copy.deepcopy(pipe.tokenizer)  # tiny pipelines share theirs
     pipe.tokenizer.add_tokens(["wurzelbrunft"])
 
 
 def longer(pipe: Any) -> None:
+    pipe.tokenizer = copy.deepcopy(pipe.tokenizer)
     pipe.tokenizer.model_max_length += 1
 
 
