@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 WORKERS = 4  # hashing lets other threads work
 VOLATILE = (
+    "architectures",
     "transformers_version",
     "torch_dtype",
     "dtype",
