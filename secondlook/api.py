@@ -219,7 +219,7 @@ def resume(
         judges = Judges.of(s, backend, given)
         _refuse_other(store, backend, {**backend.digests(), **judges.code()})
         rig = build_rig(s, backend, judges)
-        return _carry(store, s, rig, judges, progress, tasks_of(s, backend, rig.times))
+        return _carry(store, s, rig, judges, progress, tasks_of(s, backend, rig.times), again=True)
 
 
 def _objects(s: Settings, objects: Mapping[str, Any]) -> dict[str, Any]:
@@ -241,8 +241,15 @@ def _objects(s: Settings, objects: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _carry(
-    store: Store, s: Settings, rig: Rig, judges: Judges, progress: Progress | None, tasks: list[Task]
+    store: Store,
+    s: Settings,
+    rig: Rig,
+    judges: Judges,
+    progress: Progress | None,
+    tasks: list[Task],
+    again: bool = False,
 ) -> list[Result]:
+    """The run to its end. again: whether pictures that the verifier failed with are shown to it once more."""
     with store.writing():
         with fits("this run", "Draw fewer rows at once (--rows), or smaller pictures."):
             more = {} if s.patience is None else {"patience": s.patience}
@@ -250,7 +257,7 @@ def _carry(
             Driver(
                 tasks, make_plan(s.plan), rig, _budget(s, len(tasks)), store, total=total, window=s.window, **more
             ).run(progress)
-        if judges.verifier is not None:
+        if again and judges.verifier is not None:
             _judge_again(store, judges.verifier, tasks)
         if judges.select is not None:
             select(store, judges.select, len(tasks))

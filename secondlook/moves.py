@@ -99,7 +99,7 @@ class Move(ABC):
 def _kinds(kind: type[Move]) -> list[type[Move]]:
     found = []
     for sub in kind.__subclasses__():
-        found += [sub, *_kinds(sub)]
+        found += [*([sub] if "name" in vars(sub) else []), *_kinds(sub)]
     return found
 
 
@@ -189,14 +189,13 @@ class Rewind(Move):
 
 
 @dataclass(frozen=True)
-class Resume(Move):
-    """The parent goes on from where it stopped."""
+class _GoesOn(Move):
+    """Base of moves that begin with the parent's own row, where it stopped."""
 
-    name: ClassVar[str] = "resume"
     parent: int
 
     def __post_init__(self) -> None:
-        _whole("resume", self.parent)
+        _whole(self.name, self.parent)
 
     def begins(self, first: float, stop: float) -> float:
         return max(first, stop)
@@ -204,6 +203,13 @@ class Resume(Move):
     @property
     def keeps(self) -> bool:
         return True
+
+
+@dataclass(frozen=True)
+class Resume(_GoesOn):
+    """The parent goes on from where it stopped."""
+
+    name: ClassVar[str] = "resume"
 
     def state(self, source: Source) -> State:
         return source.state(self.parent)
@@ -213,23 +219,12 @@ class Resume(Move):
 
 
 @dataclass(frozen=True)
-class Clone(Move):
+class Clone(_GoesOn):
     """The parent's state under a new key, with all that a multistep solver carries: an SDE's steps draw other noise from
     here on. An ODE's clones are one and the same (``Task.stochastic`` tells)."""
 
     name: ClassVar[str] = "clone"
-    parent: int
     key: Key
-
-    def __post_init__(self) -> None:
-        _whole("clone", self.parent)
-
-    def begins(self, first: float, stop: float) -> float:
-        return max(first, stop)
-
-    @property
-    def keeps(self) -> bool:
-        return True
 
     def state(self, source: Source) -> State:
         return replace(source.state(self.parent), keys=(self.key,))

@@ -126,6 +126,7 @@ def drive(
     total: Budget | None = None,
     window: int | None = None,
     patience: float = 60.0,
+    progress: Callable[[Driver], None] | None = None,
     **limits: float | None,
 ) -> Record:
     """Run a plan to its end on a store in ``folder`` (made, or gone on with) and read the log back."""
@@ -134,7 +135,7 @@ def drive(
     budget = Budget(**limits)  # type: ignore[arg-type]
     with store.writing():
         some = list(given) if given is not None else tasks(prompts)
-        Driver(some, make, rig, budget, store, total=total, window=window, patience=patience).run()  # type: ignore[arg-type]
+        Driver(some, make, rig, budget, store, total=total, window=window, patience=patience).run(progress)  # type: ignore[arg-type]
     return Record.read(store)
 
 

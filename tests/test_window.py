@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import random
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
 from secondlook.engine.driver import Driver
 from secondlook.engine.ledger import Budget
@@ -19,7 +25,7 @@ from secondlook.models.text import TextSiT
 from secondlook.plans.moves import fresh
 from secondlook.registry import PLANS
 from secondlook.settings import make_plan
-from secondlook.types import Plan, Task
+from secondlook.types import Condition, Plan, Task
 from tests.helpers import PROMPTS, STEPS, drive, essence, tasks, tiny_rig
 
 
@@ -168,9 +174,6 @@ drive(Path(sys.argv[1]), rig, sys.argv[2], prompts=PROMPTS[:3], nfe=60)
 
 @pytest.mark.parametrize("plan", list(PLANS))
 def test_every_plan_killed_at_random_on_two_threads_ends_in_the_same_bits(tmp_path: Path, plan: str) -> None:
-    import random
-    import time
-
     def process(folder: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder), plan, "sde"], cwd=Path(__file__).parents[1])
 
@@ -188,3 +191,47 @@ def test_every_plan_killed_at_random_on_two_threads_ends_in_the_same_bits(tmp_pa
     one, two = (Record.read(Store.open(tmp_path / name)) for name in ("whole", "killed"))
     assert essence(two) == essence(one)
     assert two.ended == one.ended
+
+
+# ---- threads that end with the run -------------------------------------------------------------------------------------
+
+
+def ours() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith("secondlook-")]
+
+
+def test_no_thread_outlives_its_run(network: TextSiT, tmp_path: Path) -> None:
+    rig = tiny_rig(network)
+    rig.judges = {"one": Slow(0.0), "two": Slow(0.0)}
+    drive(tmp_path / "run", rig, "random(n=4)", nfe=40)
+    assert ours() == []
+
+
+def test_a_call_under_way_when_a_run_is_broken_off_is_waited_for(network: TextSiT, tmp_path: Path) -> None:
+    """Left in a library's code, it would abort the process at its end."""
+    slow = Slow(0.3)
+
+    def broken_off(driver: Driver) -> None:
+        if slow.busy:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        drive(tmp_path / "run", tiny_rig(network, verifier=slow), "random(n=4)", nfe=40, progress=broken_off)
+    assert slow.asked
+    assert not slow.busy
+    assert ours() == []
+
+
+class Slow:
+    """A verifier that takes its time, and says whether it is at work."""
+
+    name = "slow"
+
+    def __init__(self, seconds: float):
+        self.seconds, self.busy, self.asked = seconds, False, 0
+
+    def __call__(self, samples: Tensor, conditions: Sequence[Condition]) -> Tensor:
+        self.busy, self.asked = True, self.asked + 1
+        time.sleep(self.seconds)
+        self.busy = False
+        return torch.zeros(len(samples), dtype=torch.float64)

@@ -56,10 +56,14 @@ class Classes(Own):
         return found
 
     def load(self, file: File, device: torch.device) -> Loaded:
-        network = load_sit(file).to(device)
+        network = self.read(file).to(device)
         self.fits(network)
         called, path = with_path(network)
         return Loaded(called, path, Encode(network), network.config.path, network)
+
+    def read(self, file: File) -> SiT:
+        """A network from its file."""
+        return load_sit(file)
 
     def fits(self, network: SiT) -> None:
         """ConfigError for a network of another shape than the world's samples."""
@@ -99,8 +103,8 @@ class Weights(Classes):
 
     def __init__(self, model: str):
         super().__init__(model)
-        network = load_sit(self.file)
-        self.config = network.config
+        self.network = load_sit(self.file)
+        self.config = self.network.config
         if self.config.channels not in (1, 3):
             raise ConfigError(
                 f'"{model}" samples latents of {self.config.channels} channels: give the autoencoder that decodes them, --vae DIR.'
@@ -117,6 +121,9 @@ class Weights(Classes):
 
     def decode(self, x: Tensor) -> Tensor:
         return to_bytes(x)
+
+    def read(self, file: File) -> SiT:
+        return self.network if file == self.file else load_sit(file)
 
     def fits(self, network: SiT) -> None:
         if network.shape != (self.config.channels, self.config.side, self.config.side):

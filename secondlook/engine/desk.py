@@ -27,6 +27,7 @@ from secondlook.verify import answers
 
 IN_A_ROW = 3  # pictures for which the same judge fails one after the other, before the run stops
 PATIENCE = 600.0  # seconds for one answer
+LINGER = 10.0  # seconds that a call under way is waited for when the run ends
 BYTES = 256 * 2**20  # of pictures that may wait for held-out judges
 
 
@@ -78,8 +79,13 @@ class Desk:
             time.sleep(0.002)
 
     def close(self) -> None:
-        for worker in (self._hand, *self._asked.values(), *self._judges.values()):
+        """End the threads. A call that is under way may take a little longer; after that it is left to itself."""
+        workers = (self._hand, *self._asked.values(), *self._judges.values())
+        for worker in workers:
             worker.close()
+        until = time.monotonic() + LINGER
+        for worker in workers:
+            worker.join(max(0.0, until - time.monotonic()))
 
     # ---- from the workers' threads -----------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import queue
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from secondlook.engine.ledger import Budget, Ledger, share
 from secondlook.engine.record import Record, baseline_file, outcome_body
 from secondlook.engine.rescore import judge_missing
 from secondlook.engine.rig import Rig, Work
-from secondlook.engine.slots import Slots, detached
+from secondlook.engine.slots import Slots, detached, put
 from secondlook.engine.states import States
 from secondlook.engine.store import Store, sha256
 from secondlook.engine.task_run import PlanMaker, TaskRun
@@ -68,7 +69,10 @@ class Driver:
             return
         resumed = self.store.has("outcome") or self.store.has("baseline")
         self._waiting = iter(self.tasks)
-        try:
+        with ExitStack() as at_end:  # last in, first out; each is done whatever the others meet with
+            at_end.callback(self.journal.close)
+            at_end.callback(self.slots.drop)
+            at_end.callback(self.desk.close)
             self._open()
             while self.runs:
                 self._fill()
@@ -82,10 +86,6 @@ class Driver:
                 self.journal.flush()
                 judge_missing(self.store, self.journal, self.rig, self.tasks)
             self.journal.write([("done", None, None, {})])
-        finally:
-            self.desk.close()
-            self.slots.drop()
-            self.journal.close()
 
     @property
     def under_way(self) -> int:
@@ -267,10 +267,7 @@ class Driver:
                 pictures,
             )
             told, data, cost = self.rig.estimate(work)
-            rest = [i for i in range(len(jobs)) if i not in some]
-            both = State.stack([state.rows(rest), told]) if rest else told
-            order = [*rest, *some]
-            state = both.rows([order.index(i) for i in range(len(jobs))])
+            state = put(state, some, told)
             shown = shown.clone()
             shown[some] = data
             seconds = (time.perf_counter() - begin) / len(some)

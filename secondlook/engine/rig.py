@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,12 +28,6 @@ from secondlook.types import Comparer, Condition, Cost, Critic, Estimate, State,
 
 Pictures = Sequence[np.ndarray]  # uint8 [H, W, 3] each: those that a condition's context points to
 Times = tuple[float, ...]
-
-
-class Encode(Protocol):
-    """One condition (None: the null one), and the pictures of its context, to a one-row encoding with ``rows`` and ``stack``."""
-
-    def __call__(self, condition: Condition | None) -> Any: ...
 
 
 @dataclass(frozen=True)

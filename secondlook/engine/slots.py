@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -46,8 +45,7 @@ class Slots:
         groups: dict[Any, list[int]] = {}
         for i, job in enumerate(self.jobs):
             groups.setdefault(self._kind(job), []).append(i)
-        done = [self._advance(at, kind[1]) for kind, at in groups.items()]
-        return done
+        return [self._advance(at, kind[1]) for kind, at in groups.items()]
 
     def _kind(self, job: Job) -> tuple[tuple[int, ...], bool]:
         """What a row's next step costs, and whether its first evaluation is known."""
@@ -63,7 +61,7 @@ class Slots:
         moved, cost = self.rig.step(
             Work(self._state if whole else self._state.rows(at), until, conditions, known, pictures)
         )
-        self._state = moved if whole else _put(self._state, at, moved)
+        self._state = moved if whole else put(self._state, at, moved)
         for job, t in zip(jobs, until, strict=True):
             job.t, job.known = t, False
         return jobs, cost
@@ -84,7 +82,7 @@ class Slots:
         self.jobs, self._state = [], None
 
 
-def _put(state: State, at: Sequence[int], rows: State) -> State:
+def put(state: State, at: Sequence[int], rows: State) -> State:
     """``state`` with the rows at these places replaced."""
     rest = [i for i in range(len(state)) if i not in set(at)]
     both = State.stack([state.rows(rest), rows]) if rest else rows
@@ -92,13 +90,7 @@ def _put(state: State, at: Sequence[int], rows: State) -> State:
     return both.rows([order.index(i) for i in range(len(state))])
 
 
-def finite(state: State) -> list[bool]:
-    """Whether each row's numbers are finite."""
-    found: list[bool] = state.x.flatten(1).isfinite().all(1).tolist()
-    return found
-
-
 def detached(state: State) -> list[State]:
     """One-row states on the CPU, that share no memory with the batch."""
     whole = state.to(torch.device("cpu"))
-    return [replace(whole.rows([i])) for i in range(len(whole))]
+    return [whole.rows([i]) for i in range(len(whole))]

@@ -36,6 +36,7 @@ class Worker:
         self._lock = threading.Lock()
         self._now: _Call | None = None
         self._thread: threading.Thread | None = None
+        self._last: threading.Thread | None = None
         self.waiting = 0
 
     def do(self, make: Callable[[], Any], answer: Answer) -> None:
@@ -58,13 +59,19 @@ class Worker:
         call.answer(NoAnswer(f"no answer in {self.patience:g} seconds"), self.patience)
 
     def close(self) -> None:
-        """No more calls; those that wait are dropped. A call under way is left to itself."""
+        """No more calls; those that wait are dropped."""
         with self._lock:
-            thread, self._thread = self._thread, None
+            self._last, self._thread = self._thread, None
         while not self._calls.empty():
             self._calls.get_nowait()
-        if thread is not None:
+        if self._last is not None:
             self._calls.put(None)
+
+    def join(self, seconds: float) -> None:
+        """After ``close``: until the thread has ended, this long at most. A thread that is inside a library's code when the
+        interpreter ends aborts the whole process, so none is left behind that can be waited for."""
+        if self._last is not None:
+            self._last.join(seconds)
 
     def _start(self) -> None:
         self._thread = threading.Thread(target=self._run, name=f"secondlook-{self.name}", daemon=True)

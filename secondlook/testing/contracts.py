@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -238,8 +236,3 @@ class SelectorContract:
 def pickles(thing: Any) -> Any:
     """The thing after a trip through pickle."""
     return pickle.loads(pickle.dumps(thing))
-
-
-def pictures_of(candidates: Sequence[Candidate]) -> np.ndarray:
-    """uint8 [n, H, W, 3]."""
-    return np.stack([c.picture() for c in candidates])
