@@ -2,7 +2,8 @@
 
 Both draw the same number of full micro-batches with the shipped weights. The engine plans, keys noise, packs rows, decodes,
 writes a PNG for each picture and commits every outcome; the bare loop makes noise, calls the solver and decodes. Scoring is
-in neither (a verifier that returns zeros stands in): what a real one costs is a property of the verifier, printed apart.
+in neither (a verifier that returns zeros stands in, and no held-out judge looks): what a real one costs is a property of the
+verifier, printed apart.
 CPU seconds count the work of the process, wall seconds also what it waits for: disks, and other processes.
 """
 
@@ -126,7 +127,7 @@ def main() -> int:
     )
     s = s.filled(Scenes().usual(s))
     rig = build_rig(s, Scenes())
-    rig.verifier = Free()
+    rig.verifier, rig.judges = Free(), {}
     rig.flow = replace(rig.flow, network=Counted(rig.flow.network))
     print("command:", shlex.join(["python", *sys.argv]))
     print(f"seed {s.seed}, threads {s.threads}, rows {s.rows}, bf16 {s.bf16}, torch {torch.__version__}, commit {commit()}, "
@@ -151,7 +152,9 @@ def main() -> int:
         )
     for unit in ("wall", "cpu"):
         e, b = (statistics.median(getattr(pair[k], unit) for pair in pairs) for k in (0, 1))
-        print(f"median {unit}: engine {e:.3f} s, bare {b:.3f} s, ratio {e / b:.4f}, overhead {_over(e, b)}")
+        ratios = sorted(getattr(x, unit) / getattr(y, unit) for x, y in pairs)
+        print(f"{unit}: median engine {e:.3f} s, bare {b:.3f} s; overhead of a pair, median {_over(statistics.median(ratios), 1)}, "
+              f"from {_over(ratios[0], 1)} to {_over(ratios[-1], 1)}")  # fmt: skip
     if a.verifier:
         print(scoring(rig, a.verifier, a.prompts * a.samples))
     return 0

@@ -5,14 +5,12 @@ from __future__ import annotations
 import inspect
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 import secondlook
 from secondlook.adapters.chunks import fits
@@ -33,6 +31,7 @@ from secondlook.engine.rig import Rig
 from secondlook.engine.select import select
 from secondlook.engine.store import Store, refuse_full, sha256
 from secondlook.errors import ConfigError, nearest
+from secondlook.models.threads import threads
 from secondlook.noise import Key
 from secondlook.notes import note
 from secondlook.settings import OPTIONS, Settings, make_named, make_plan, texts
@@ -88,17 +87,6 @@ def budget_of(s: Settings, rig: Rig, task: Task) -> Budget:
         budget = Budget(nfe=DEFAULT_SAMPLES * sample.nfe)
     budget.refuse_less_than(first_picture(make_plan(s.plan), task, rig), f"The first picture of {s.plan}")
     return budget
-
-
-@contextmanager
-def threads(count: int | None) -> Iterator[None]:
-    """PyTorch's threads set inside, and as they were behind."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def draw(

@@ -83,7 +83,8 @@ class Pipeline:
         decode = Singly(held.decode) if pad else held.decode
         return Rig(
             Flow(network, schedule.path, given), make_named("solver", str(s.solver)), schedule.times, held.encode, decode, guide, judges,
-            rows=s.rows or ROWS, pad=pad, scale=schedule.scale, settle=held.settle,
+            rows=s.rows or ROWS, pad=pad, scale=schedule.scale, settle=held.settle, device=held.device,
+            beside=_apart(held),
         )  # fmt: skip
 
     def verifier(self, name: str) -> Verifier | None:
@@ -105,6 +106,13 @@ class Pipeline:
 
     def metadata(self, prompt: str) -> dict[str, Any]:
         return {"prompt": prompt}
+
+
+def _apart(held: Any) -> bool:
+    """Whether the decoder may work beside the network: on a device that is not the CPU, and with no hooks that move either part
+    out of the way when the other is called."""
+    hooks = ("_hf_hook", "_diffusers_hook")
+    return held.device.type != "cpu" and not any(hasattr(p, h) for p in (held.module, held.pipe.vae) for h in hooks)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from secondlook.cli.data import within
 from secondlook.cli.options import given
 from secondlook.disk.team import Team
 from secondlook.errors import ConfigError
+from secondlook.models.threads import threads
 
 Args = argparse.Namespace
 
@@ -42,7 +43,7 @@ def _sheet(args: Args, out: Path, labels: str) -> int:
     s.prompts = [] if args.prompt is None else [args.prompt]
     backend = find(s.model if model is None else model, s)
     s = s.filled(backend.usual(s))
-    with backend.session(), api.threads(s.threads):
+    with backend.session(), threads(s.threads):
         made = sampler(s, backend, args.count, labels)
         pictures, spent = made.draw(range(made.count))
     small = 2 if pictures.shape[2] <= 128 else 1
@@ -68,7 +69,7 @@ def _many(args: Args, out: Path, labels: str) -> int:
         s.device = str(team.device(s.device))
     if _on_gpu(team, s.device):
         torch.set_float32_matmul_precision("high")  # TF32, as the released code samples
-    with backend.session(), api.threads(s.threads):
+    with backend.session(), threads(s.threads):
         made = sampler(s, backend, args.count, labels)
         numbers = made.labels if made.labels is not None else torch.zeros(made.count, dtype=torch.int64).numpy()
         facts = produce(

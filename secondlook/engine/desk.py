@@ -1,5 +1,6 @@
 """The desk: what happens to a row once it has arrived. Decoding, verifiers, critics, comparers and judges work in threads of
-their own beside the network. Whatever fails for one picture is that picture's alone.
+their own beside the network; where that computes on the CPU, the decoder and judges that are ``inline`` work in its thread.
+Whatever fails for one picture is that picture's alone.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from secondlook.engine.job import Job
 from secondlook.engine.journal import Journal, Line
 from secondlook.engine.record import number_out
 from secondlook.engine.rig import Rig
-from secondlook.engine.workers import NoAnswer, Worker
+from secondlook.engine.workers import Inline, NoAnswer, Worker
 from secondlook.errors import NotFinite, SecondlookError
 from secondlook.types import Condition, Cost
 from secondlook.verify import answers
@@ -40,11 +41,15 @@ class Desk:
         self.pending = 0  # jobs shown and not in the inbox yet
         self.fatal: BaseException | None = None
         self._lock = threading.Lock()
-        self._hand = Worker("decoder")
+        self._hand: Worker | Inline = Worker("decoder") if rig.beside else Inline()
+
+        def of(judge: Any, name: str) -> Worker | Inline:
+            return Inline() if not rig.beside and getattr(judge, "inline", False) else Worker(name, patience)
+
         self._asked = {
-            "score": Worker("verifier", patience), "remark": Worker("critic", patience), "compare": Worker("comparer", patience)
+            "score": of(rig.verifier, "verifier"), "remark": of(rig.critic, "critic"), "compare": of(rig.comparer, "comparer")
         }  # fmt: skip
-        self._judges = {name: Worker(f"judge-{name}", patience) for name in rig.judges}
+        self._judges = {name: of(judge, f"judge-{name}") for name, judge in rig.judges.items()}
         self._row = dict.fromkeys(self._asked, 0)
         self._behind = 0
         self._seen = self._lost = 0
@@ -124,7 +129,7 @@ class Desk:
         job.waiting = set()
         self._report(job, {"row": "decoded", "error": job.failed})
 
-    def _ask(self, ask: str, worker: Worker, jobs: list[Job]) -> None:
+    def _ask(self, ask: str, worker: Worker | Inline, jobs: list[Job]) -> None:
         worker.do(lambda: self._call(ask, jobs), lambda found, took: self._answered(ask, jobs, found, took))
 
     def _call(self, ask: str, jobs: Sequence[Job]) -> list[Any]:

@@ -22,6 +22,7 @@ from secondlook.flow.grid import EPS, after
 from secondlook.flow.guidance import ClassifierFree, Guide, Network, Null, Plain
 from secondlook.flow.padding import padded
 from secondlook.flow.path import Path, complete
+from secondlook.models.threads import turn
 from secondlook.noise import Key, normal
 from secondlook.solvers.ode import Solver
 from secondlook.types import Comparer, Condition, Cost, Critic, Estimate, State, Verifier
@@ -53,7 +54,8 @@ class Rig:
     scale: what fresh noise is multiplied by. grids: other grids by their number of steps. device: where the rows lie.
     settle: called when the conditions of the tasks that begin are encoded. inference: whether the network is nobody's but ours,
     so that PyTorch's inference mode, which is a little quicker, may be used; it would leave a user's weights untrainable where a
-    library casts or moves them on the way.
+    library casts or moves them on the way. beside: whether decoding may go on in a thread beside the network (None: where that
+    does not compute on the CPU, which both would share).
     """
 
     flow: Flow
@@ -72,8 +74,13 @@ class Rig:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     settle: Callable[[], None] | None = None
     inference: bool = False
+    beside: bool | None = None
     _encoded: OrderedDict[Condition, Any] = field(default_factory=OrderedDict, repr=False)
     _stacked: tuple[tuple[Condition, ...], Any] = field(default=((), None), repr=False)
+
+    def __post_init__(self) -> None:
+        if self.beside is None:
+            self.beside = self.device.type != "cpu"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_encoded": OrderedDict(), "_stacked": ((), None)}
@@ -139,7 +146,7 @@ class Rig:
     def encoded(self, condition: Condition, pictures: Pictures = ()) -> Any:
         """The condition's encoding, made once and alone, so that it does not depend on company."""
         if condition not in self._encoded:
-            with torch.no_grad():
+            with turn(), torch.no_grad():
                 self._encoded[condition] = self._encode(condition, pictures)
         return self._encoded[condition]
 
@@ -173,7 +180,7 @@ class Rig:
         whole, index = self.padded(work.state)
         until = torch.tensor([work.until[i] for i in index]).to(whole.t.device)
         flow = self._metered(whole.known if work.known else None)
-        with self._quietly():
+        with turn(), self._quietly():
             moved = self.solver.step(flow, whole, until, self._asked(work, index))
         return (moved if len(index) == len(work.state) else moved.rows(range(len(work.state)))), _counted(flow)
 
@@ -182,7 +189,7 @@ class Rig:
         what it cost each row."""
         whole, index = self.padded(work.state)
         flow = self._metered(whole.known if work.known else None)
-        with self._quietly():
+        with turn(), self._quietly():
             e = flow.estimate(whole.x, whole.t, self._asked(work, index))
         n = len(work.state)
         assert flow.said is not None

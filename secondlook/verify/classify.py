@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from secondlook.errors import ConfigError, DamagedError, ShapeError, nearest
 from secondlook.models import checkpoint
 from secondlook.models.layers import Attention, FeedForward, position_table
+from secondlook.models.threads import one_thread
 from secondlook.types import Condition, Verifier
-from secondlook.verify.learned import one_thread
 from secondlook.verify.networks import Residual
 from secondlook.worlds.digits import Digits
 from secondlook.worlds.glyphs import Glyphs
@@ -153,6 +153,8 @@ def _groups(x: Tensor) -> Iterator[tuple[Tensor, int]]:
 
 class Classifier:
     """A ``types.Verifier`` over one network, in float32: log p(the class asked for | picture), natural logarithm."""
+
+    inline = True
 
     def __init__(self, network: Network, world: World, name: str):
         self.name, self.world = name, world

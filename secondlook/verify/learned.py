@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from secondlook.errors import ConfigError, DamagedError, ShapeError
 from secondlook.models import checkpoint
+from secondlook.models.threads import one_thread
 from secondlook.types import Condition
 from secondlook.verify.networks import SIDE, Film, NetworkConfig, Tokens, build, tokenize
 from secondlook.worlds.scenes.checker import Found, Seen, judge
@@ -52,17 +52,6 @@ def seen_in(cells: Tensor) -> Seen:
     return Seen(tuple(found))
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Threads share out a batch at places that depend on its rows' positions, and vector loops round differently there."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 class LearnedVerifier:
     """A ``types.Verifier`` over one network, in float32.
 
@@ -73,6 +62,8 @@ class LearnedVerifier:
     Every call of the network has ``ROWS`` rows, the last ones padded: a matrix product may round differently at another
     batch size, and a row's score must not depend on its company.
     """
+
+    inline = True
 
     def __init__(self, network: Tokens | Film, name: str):
         self.name = name

@@ -29,6 +29,7 @@ class _Measure(ABC):
     """A number for each picture, whatever was asked for."""
 
     name = ""
+    inline = True
 
     def __call__(self, samples: Tensor, conditions: Sequence[Condition]) -> Tensor:
         """uint8 [B, H, W, 3] to [B] float64; ShapeError for anything else."""
