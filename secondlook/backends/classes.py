@@ -85,6 +85,8 @@ class Probability:
     """A classifier as a search and its report read it: the probability of the class asked for, in [0, 1], which ranks as its
     logarithm does. channels: those of the world's pictures, which grey worlds show three times."""
 
+    inline = True
+
     def __init__(self, inner: Verifier, channels: int):
         self.inner, self.name, self.channels = inner, inner.name, channels
 

@@ -106,6 +106,8 @@ class Glyphs:
 class Checker:
     """The exact checker as a verifier: 1 for right, 0 for wrong, NaN without a label. As a guide, label it ``oracle``."""
 
+    inline = True
+
     def __init__(self, name: str = "checker"):
         self.name = name
 

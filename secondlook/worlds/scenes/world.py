@@ -36,6 +36,8 @@ class Scenes:
 class Checker:
     """The exact checker as a verifier: 1 for right, 0 for wrong. A search it guides is labelled ``oracle``."""
 
+    inline = True
+
     def __init__(self, name: str = "checker"):
         self.name = name
 

@@ -1,0 +1,155 @@
+"""Who computes in which thread, and how many threads PyTorch has meanwhile."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from secondlook.backends.pipelines import _apart
+from secondlook.cli.app import busy
+from secondlook.models.text import TextSiT
+from secondlook.models.threads import one_thread, threads, turn
+from secondlook.registry import VERIFIERS, WORLDS, resolve
+from secondlook.settings import make_named
+from secondlook.types import Condition
+from tests.helpers import drive, tiny_rig
+
+
+class Where:
+    """A verifier that notes which thread asks it."""
+
+    name = "where"
+
+    def __init__(self, inline: bool):
+        self.inline, self.seen = inline, set[str]()
+
+    def __call__(self, samples: Tensor, conditions: Sequence[Condition]) -> Tensor:
+        self.seen.add(threading.current_thread().name)
+        return samples.flatten(1).double().mean(1)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("inline", [False, True])
+def test_only_inline_judges_of_a_network_on_the_cpu_are_asked_in_its_thread(
+    network: TextSiT, tmp_path: Path, beside: bool, inline: bool
+) -> None:
+    rig, guide, judge = tiny_rig(network), Where(inline), Where(inline)
+    rig.beside, rig.verifier, rig.judges = beside, guide, {"held": judge}
+    decoding = set()
+    decode = rig.decode
+    rig.decode = lambda x: (decoding.add(threading.current_thread().name), decode(x))[1]
+    drive(tmp_path / "run", rig, "random(n=4)")
+    here = threading.current_thread().name
+    assert (guide.seen == {here}) is (inline and not beside)
+    assert (judge.seen == {here}) is (inline and not beside)
+    assert (decoding == {here}) is not beside
+
+
+def test_where_judges_work_changes_nothing_that_is_logged(network: TextSiT, tmp_path: Path) -> None:
+    from tests.helpers import essence
+
+    found = []
+    for beside in (False, True):
+        rig = tiny_rig(network, verifier=Where(True))
+        rig.beside = beside
+        found.append(essence(drive(tmp_path / str(beside), rig, "zero_order(neighbours=3)", nfe=60)))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("name", list(VERIFIERS))
+def test_every_shipped_verifier_is_inline(name: str) -> None:
+    assert make_named("verifier", name).inline
+
+
+@pytest.mark.parametrize("world", list(WORLDS))
+def test_every_shipped_judge_is_inline(world: str) -> None:
+    judges = resolve("world", world)().judges()
+    assert judges
+    assert all(getattr(j, "inline", False) for j in judges.values())
+
+
+def test_threads_are_as_they_were_behind_even_where_two_ask_for_one_at_once() -> None:
+    before, both = torch.get_num_threads(), threading.Barrier(2)
+    with threads(2):
+
+        def judge() -> None:
+            both.wait()
+            for _ in range(200):
+                with one_thread():
+                    assert torch.get_num_threads() == 1
+
+        others = [threading.Thread(target=judge) for _ in range(2)]
+        for other in others:
+            other.start()
+        for other in others:
+            other.join()
+        assert torch.get_num_threads() == 2
+    assert torch.get_num_threads() == before
+
+
+def test_a_network_is_not_run_while_the_threads_are_changed(network: TextSiT, tmp_path: Path) -> None:
+    """Its last bits depend on their number."""
+    inside, seen = threading.Event(), []
+
+    class Asked(Where):
+        def __call__(self, samples: Tensor, conditions: Sequence[Condition]) -> Tensor:
+            with one_thread():
+                inside.set()
+                for _ in range(20):
+                    torch.ones(64, 64) @ torch.ones(64, 64)
+                inside.clear()
+            return super().__call__(samples, conditions)
+
+    rig = tiny_rig(network, verifier=Asked(False))
+    step = rig.solver.step
+
+    class Watching:
+        random, reuses = rig.solver.random, getattr(rig.solver, "reuses", False)
+        asks, evals = rig.solver.asks, rig.solver.evals
+
+        def step(self, *a: object) -> object:
+            seen.append(inside.is_set())
+            return step(*a)  # type: ignore[arg-type]
+
+    rig.solver = Watching()  # type: ignore[assignment]
+    drive(tmp_path / "run", rig, "random(n=24)")
+    assert len(seen) > 20
+    assert not any(seen)
+    assert turn()
+
+
+@pytest.mark.parametrize(
+    ("said", "cores", "found"),
+    [
+        ("0.9 0.9 0.9 1/80 7", 2, False),
+        ("0.0 0.0 0.0 2/80 7", 2, True),
+        ("0.0 0.0 0.0 2/80 7", 64, False),
+        ("?", 2, False),
+    ],
+)
+def test_a_machine_is_busy_where_others_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, cores: int, found: bool
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    (tmp_path / "loadavg").write_text(said)
+    assert busy(str(tmp_path / "loadavg")) is found
+    assert not busy(str(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize(
+    ("device", "hooked", "found"),
+    [("cpu", None, False), ("cuda", None, True), ("cuda", "module", False), ("cuda", "vae", False)],
+)
+def test_an_offloaded_pipeline_decodes_in_its_networks_thread(device: str, hooked: str | None, found: bool) -> None:
+    """Offloading's hooks move the network away when the decoder is called, and would do so while it runs."""
+    module, vae = SimpleNamespace(), SimpleNamespace()
+    if hooked:
+        {"module": module, "vae": vae}[hooked]._hf_hook = object()
+    held = SimpleNamespace(device=torch.device(device), module=module, pipe=SimpleNamespace(vae=vae))
+    assert _apart(held) is found
