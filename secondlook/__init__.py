@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 __version__ = "0.2.0"
-__all__ = ["Result", "__version__", "draw", "load", "open_run", "replay", "rescore", "resume", "write_report"]
+__all__ = ["Result", "Run", "__version__", "draw", "load", "open_run", "replay", "rescore", "resume", "write_report"]
 
 
 def __getattr__(name: str) -> Any:
     # Loaded on first use: `import secondlook` stays as quick as its caller needs it.
-    if name in ("draw", "resume", "open_run", "replay", "rescore", "Result"):
+    if name in ("draw", "resume", "open_run", "replay", "rescore", "Result", "Run"):
         from secondlook import api
 
         return getattr(api, name)

@@ -26,7 +26,7 @@ from secondlook.engine.pricing import first_picture
 from secondlook.engine.record import Record
 from secondlook.engine.rescore import Rescored, judge_all
 from secondlook.engine.rescore import rescore as judge_again
-from secondlook.engine.results import Result, results
+from secondlook.engine.results import Run, results
 from secondlook.engine.rig import Rig
 from secondlook.engine.select import select
 from secondlook.engine.store import Store, refuse_full, sha256
@@ -96,7 +96,7 @@ def draw(
     *,
     progress: Progress | None = None,
     **options: Any,
-) -> list[Result]:
+) -> Run:
     """Search for the best picture of each prompt and return one Result a prompt, in order.
 
     prompts: a text, a class's number, or several. ``out`` names the run's folder (new or empty; a temporary one by default). Budgets
@@ -187,7 +187,7 @@ def _refuse_other(store: Store, backend: Backend, now: dict[str, str]) -> None:
 
 def resume(
     out: str | Path, progress: Progress | None = None, *, model: Any = None, device: str | None = None, **objects: Any
-) -> list[Result]:
+) -> Run:
     """Finish an interrupted run, and judge again what its verifier failed with; a finished one just gives its results.
 
     model, verifier, critic, comparer, select: the objects that it was drawn with, where they were objects. device: where it goes on.
@@ -236,7 +236,7 @@ def _carry(
     progress: Progress | None,
     tasks: list[Task],
     again: bool = False,
-) -> list[Result]:
+) -> Run:
     """The run to its end. again: whether pictures that the verifier failed with are shown to it once more."""
     with store.writing():
         with fits("this run", "Draw fewer rows at once (--rows), or smaller pictures."):
@@ -299,7 +299,7 @@ def _notes(store: Store, s: Settings) -> None:
 # ---- results -------------------------------------------------------------------------------------------------------------
 
 
-def open_run(out: str | Path) -> list[Result]:
+def open_run(out: str | Path) -> Run:
     """The results of a run on disk, finished or not."""
     return results(opened(out)[0])
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from examples.own_critic import Counting, reflect
 from examples.own_frugal_plan import frugal
 from examples.own_selector import MeanRank
+from secondlook.api import open_run
 from secondlook.engine.record import Record
 from secondlook.engine.select import select
 from secondlook.engine.store import Store
@@ -213,7 +214,14 @@ def test_a_run_is_a_table(network: TextSiT, tmp_path: Path) -> None:
     assert sum(r["nfe"] for r in rows if r["n"] is not None) == sum(record.spent(i).nfe for i in (0, 1))
     assert all((tmp_path / "run" / r["picture"]).is_file() for r in rows if r["picture"])
     assert any("said.redness" in r for r in rows)
+    run = open_run(tmp_path / "run")
+    assert run.to_rows() == rows
+    assert [r.prompt for r in run] == list(PROMPTS[:2])
+    assert repr(run) == f"<Run of 2 prompts in {tmp_path / 'run'}>"
+    assert run.to_csv(tmp_path / "run.csv") == len(rows)
+    (tmp_path / "same.csv").write_bytes((tmp_path / "run.csv").read_bytes())
     assert to_csv(store, tmp_path / "run.csv") == len(rows)
+    assert (tmp_path / "same.csv").read_bytes() == (tmp_path / "run.csv").read_bytes()
     with (tmp_path / "run.csv").open() as file:
         read = list(csv.DictReader(file))
     assert [r["prompt"] for r in read] == [r["prompt"] for r in rows]

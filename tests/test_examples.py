@@ -40,6 +40,12 @@ def test_first_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert (tmp_path / "run" / "best.png").stat().st_size > 100
 
 
+def test_own_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    found = run(monkeypatch, "own_backend.py", tmp_path / "run")["found"]
+    assert found.score > found.plain_score
+    assert (tmp_path / "run" / "report.html").exists()
+
+
 def test_own_plan_and_verifier_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["draw", "two circles", "--plan", "examples.own_plan:narrowing(width=3)", "--steps", "2", "--nfe", "12"]
     words += ["--verifier", "examples.own_verifier:Colourful", "--out", str(tmp_path / "run"), "--quiet"]

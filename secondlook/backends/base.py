@@ -68,6 +68,24 @@ class Backend(Protocol):
         ...
 
 
+def is_backend(model: Any) -> bool:
+    """Whether what was given as a model is a backend itself: one of a user's own, or one made before."""
+    needs = (
+        "name",
+        "takes",
+        "condition",
+        "usual",
+        "rig",
+        "verifier",
+        "exact",
+        "digests",
+        "describe",
+        "session",
+        "metadata",
+    )
+    return not isinstance(model, (str, type)) and all(hasattr(model, n) for n in needs)
+
+
 def refuse_foreign(backend: Backend, given: Sequence[str], called: str) -> None:
     """ConfigError for options that mean nothing to a backend."""
     for name in given:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from secondlook.backends import pipelines
-from secondlook.backends.base import Backend, refuse_foreign
+from secondlook.backends.base import Backend, is_backend, refuse_foreign
 from secondlook.backends.foreign import refuse_foreign_weights
 from secondlook.errors import ConfigError, nearest
 from secondlook.models.checkpoint import read_config
@@ -22,6 +22,12 @@ def find(model: Any, s: Settings) -> Backend:
     """The backend for ``model`` (a name, a path, or an object that a pipeline is) under settings as they were given.
     ConfigError where there is none, or where an option means nothing to it."""
     given = s.given()
+    if is_backend(model):
+        if s.world not in (None, model.name):
+            raise ConfigError(f'The world "{s.world}" is not the backend\'s, "{model.name}"; leave world out.')
+        refuse_foreign(model, list(given), f'the backend "{model.name}"')
+        found: Backend = model
+        return found
     if outside(model, s):
         if s.world not in (None, pipelines.NAME):
             raise ConfigError(
@@ -125,7 +131,18 @@ def _unnamed(model: str) -> Backend:
 
 
 def found_again(s: Settings, model: Any = None, device: str | None = None) -> Backend:
-    """The backend of a recorded run."""
+    """The backend of a recorded run. ConfigError where it is one of the user's own and not given again, or another."""
+    if is_backend(model):
+        if model.name != s.world:
+            raise ConfigError(
+                f'This run was drawn with "{s.world}", and the backend given is "{model.name}"; give the one it began with.'
+            )
+        given: Backend = model
+        return given
+    if s.world is not None and s.world not in (*WORLDS, pipelines.NAME, "latents", "weights"):
+        raise ConfigError(
+            f'This run was drawn with a backend of its own, "{s.world}"; give it again: model=..., in Python.'
+        )
     if s.world == pipelines.NAME:
         return pipelines.again(s, model, device)
     if s.world == "latents":

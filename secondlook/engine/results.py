@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from secondlook.engine.record import Record
 from secondlook.engine.store import Store
+from secondlook.engine.table import to_csv, to_frame, to_rows
 from secondlook.types import Cost
 
 
@@ -46,7 +48,34 @@ class Result:
         Image.fromarray(self.picture).save(path)
 
 
-def results(store: Store) -> list[Result]:
+class Run(list[Result]):
+    """A run's results, a Result a prompt in order; and the whole run as a table, a row an outcome (docs/log.md)."""
+
+    def __init__(self, store: Store, found: Iterable[Result]):
+        super().__init__(found)
+        self._store = store
+
+    @property
+    def folder(self) -> Path:
+        return self._store.folder
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Every outcome as a flat mapping."""
+        return list(to_rows(self._store))
+
+    def to_csv(self, path: str | Path) -> int:
+        """Write the table, whole or not at all; returns how many rows it has."""
+        return to_csv(self._store, Path(path))
+
+    def to_pandas(self) -> Any:
+        """The table as a pandas DataFrame; MissingExtra where pandas is not installed."""
+        return to_frame(self._store)
+
+    def __repr__(self) -> str:
+        return f"<Run of {len(self)} prompt{'s' * (len(self) != 1)} in {self.folder}>"
+
+
+def results(store: Store) -> Run:
     """What a run's log says: one Result for each prompt, or in an unfinished run for each that has a picture.
 
     Where a budget in seconds bought no finished picture, the unsearched one is the result (``outcome`` is negative)."""
@@ -64,7 +93,7 @@ def results(store: Store) -> list[Result]:
         chosen = tuple(record.chosen(i)) or (winner.id,)
         out.append(Result(prompt, scores[0], record.said(winner.id), scores[1], record.said(base.id), record.spent(i), winner.id, read,
                           read_plain, chosen))  # fmt: skip
-    return out
+    return Run(store, out)
 
 
 def _reader(store: Store, name: int | str, digest: str | None) -> Callable[[], np.ndarray]:

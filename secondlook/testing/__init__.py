@@ -13,7 +13,7 @@ from secondlook.testing.contracts import (
 from secondlook.testing.simulate import Simulation, simulate
 
 __all__ = [
-    "AdapterContract", "ComparerContract", "CriticContract", "PlanContract", "SelectorContract", "Simulation", "SolverContract",
+    "AdapterContract", "BackendContract", "ComparerContract", "CriticContract", "PlanContract", "SelectorContract", "Simulation", "SolverContract",
     "VerifierContract", "ours", "parity", "simulate", "start_noise", "theirs",
 ]  # fmt: skip
 
@@ -24,6 +24,10 @@ def __getattr__(name: str) -> object:
         from secondlook.testing import adapters
 
         return getattr(adapters, name)
+    if name == "BackendContract":
+        from secondlook.testing.backends import BackendContract
+
+        return BackendContract
     if name == "SolverContract":
         from secondlook.solvers.contract import SolverContract
 
