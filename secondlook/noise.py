@@ -189,7 +189,7 @@ def inverse_normal_cdf(p: np.ndarray) -> np.ndarray:
 
 def _quantile(p: np.ndarray, q: np.ndarray, num: np.ndarray, den: np.ndarray) -> np.ndarray:
     """The quantiles of p [n], into ``q``: the central formula for all, then the tails, about a seventh, by theirs. All four are
-    [n] and overwritten: whatever is made anew costs the memory's time."""
+    [n] and overwritten: whatever is allocated again costs the memory's time."""
     np.subtract(p, 0.5, out=q)
     tail = np.flatnonzero(np.abs(q, out=num) > 0.425)
     sign, edge = q[tail], p[tail]

@@ -223,7 +223,7 @@ def test_defect_29_pictures_are_encoded_once_for_all_epochs(tmp_path: File) -> N
 
 
 def test_defect_31_samples_are_resumed_and_runs_do_not_collide(tmp_path: File) -> None:
-    """Parts that are there are not drawn again; the same file under other settings is refused."""
+    """Shards that are there are not drawn again; the same file under other settings is refused."""
     drawn: list[int] = []
 
     def draw(index: Sequence[int]) -> tuple[np.ndarray, Spent]:

@@ -15,7 +15,7 @@ import pytest
 from torch import Tensor
 
 from secondlook import cli
-from secondlook.disk.shards import Parts
+from secondlook.disk.shards import Shards
 from secondlook.disk.team import Team
 from secondlook.errors import ConfigError, DamagedError
 from secondlook.metrics import world as features_module
@@ -78,7 +78,7 @@ def test_stopped_between_parts_and_resumed(
 
 
 def test_a_killed_process_is_resumed(pixels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Parts of an earlier attempt, one half-written: what a kill leaves."""
+    """Shards of an earlier attempt, one half-written: what a kill leaves."""
     words = [
         "--model",
         pixels,
@@ -143,7 +143,7 @@ def test_each_process_takes_its_own_parts(pixels: Path, tmp_path: Path) -> None:
 
         team = Team(rank, 3, rank)
         if rank == 1:  # the first process makes the folder
-            Parts(tmp_path / "s.npz.parts", {**sampler.facts(), "per part": 2}, 5, lambda: False).begin(Team(0, 3))
+            Shards(tmp_path / "s.npz.parts", {**sampler.facts(), "per part": 2}, 5, lambda: False).begin(Team(0, 3))
         facts = sampling_npz.produce(
             tmp_path / "s.npz", sampler.facts(), sampler.labels, draw, per=2, team=team, quiet=True
         )
@@ -176,13 +176,13 @@ def test_a_late_process_finds_all_done(tmp_path: Path) -> None:
         sampling_npz.produce(tmp_path / "s.npz", {"seed": 0}, labels, draw, per=2, team=Team(1, 2), quiet=True) is None
     )
     # one that looked before the first process had finished, and listed after it had cleared the parts away
-    parts = Parts(tmp_path / "s.npz.parts", {"seed": 0, "per part": 2}, 2, lambda: True)
+    parts = Shards(tmp_path / "s.npz.parts", {"seed": 0, "per part": 2}, 2, lambda: True)
     assert parts.begin(Team(1, 2)) == []
     assert sorted(p.name for p in tmp_path.iterdir()) == ["s.npz", "s.npz.json"]
 
 
 def test_parts_that_do_not_fit_are_named(tmp_path: Path) -> None:
-    parts = Parts(tmp_path / "p", {}, 2, lambda: False)
+    parts = Shards(tmp_path / "p", {}, 2, lambda: False)
     parts.begin(Team())
     for number, shape in enumerate(((2, 4, 4, 3), (1, 5, 4, 3))):
         np.save(parts.path(number), np.zeros(shape, np.uint8))
@@ -194,7 +194,7 @@ def test_parts_that_do_not_fit_are_named(tmp_path: Path) -> None:
     (tmp_path / "q").mkdir()
     (tmp_path / "q/diary.txt").write_text("mine")
     with pytest.raises(ConfigError, match="is not empty"):
-        Parts(tmp_path / "q", {}, 2, lambda: False).begin(Team())
+        Shards(tmp_path / "q", {}, 2, lambda: False).begin(Team())
 
 
 class Colours:

@@ -22,7 +22,7 @@ PATIENCE = 600.0  # seconds that a process waits for the first one's settings
 
 
 @dataclass(frozen=True)
-class Parts:
+class Shards:
     """``count`` parts in ``folder``, made with ``settings`` (plain values). ``finished`` tells whether all of it has already
     become what it is for, after which the folder may be gone."""
 

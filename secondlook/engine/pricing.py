@@ -24,7 +24,7 @@ class Trial(TaskRun):
 
     def failure(self, error: Exception) -> SecondlookError:
         return ConfigError(
-            f"The plan failed on its first prompt, before anything was drawn ({type(error).__name__}: {error}). Mend it."
+            f"The plan failed on its first prompt, before anything was drawn ({type(error).__name__}: {error}). Fix it and run again."
         )
 
 

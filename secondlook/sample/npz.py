@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from secondlook.disk.atomic import write_array, write_whole
-from secondlook.disk.shards import Parts, refuse_other
+from secondlook.disk.shards import Shards, refuse_other
 from secondlook.disk.team import Team
 from secondlook.errors import ConfigError, DamagedError
 
@@ -72,7 +72,7 @@ def produce(
     if done is not None:
         return done if team.first else None
     folder = out.with_name(out.name + ".parts")
-    parts = Parts(folder, plain, -(-len(labels) // per), facts_of(out).exists)
+    parts = Shards(folder, plain, -(-len(labels) // per), facts_of(out).exists)
     todo = parts.begin(team)
     start = time.monotonic()
     for i, number in enumerate(todo):
@@ -109,11 +109,11 @@ def _finished(out: Path, plain: dict[str, Any]) -> dict[str, Any] | None:
     return facts
 
 
-def _cost(parts: Parts, number: int) -> Path:
+def _cost(parts: Shards, number: int) -> Path:
     return parts.path(number).with_suffix(".json")
 
 
-def _assemble(out: Path, parts: Parts, labels: np.ndarray, plain: dict[str, Any]) -> dict[str, Any]:
+def _assemble(out: Path, parts: Shards, labels: np.ndarray, plain: dict[str, Any]) -> dict[str, Any]:
     spent = Spent()
     for number in range(parts.count):
         spent = spent + Spent(*json.loads(_cost(parts, number).read_text()))
@@ -134,7 +134,7 @@ def _assemble(out: Path, parts: Parts, labels: np.ndarray, plain: dict[str, Any]
     return facts
 
 
-def write_npz(out: Path, parts: Parts, labels: np.ndarray) -> None:
+def write_npz(out: Path, parts: Shards, labels: np.ndarray) -> None:
     """``arr_0`` from the parts, one in memory at a time, and ``arr_1``. DamagedError for a part that does not fit."""
     per = len(_part(parts, 0))
     shape = (len(labels), *_part(parts, 0).shape[1:])
@@ -151,7 +151,7 @@ def write_npz(out: Path, parts: Parts, labels: np.ndarray) -> None:
             np.lib.format.write_array(member, labels.astype("<i8"), allow_pickle=False)
 
 
-def _part(parts: Parts, number: int) -> np.ndarray:
+def _part(parts: Shards, number: int) -> np.ndarray:
     try:
         found: np.ndarray = np.load(parts.path(number))
     except (OSError, ValueError, EOFError) as error:

@@ -135,7 +135,7 @@ def trainer(
     span = objective.span
 
     def draw(step: int, generator: torch.Generator, rows: slice) -> tuple[Tensor, ...]:
-        x, index = taken(data, config.seed, step, config.batch, rows)
+        x, index = local_rows(data, config.seed, step, config.batch, rows)
         if sit.null:
             dropped = (torch.rand(config.batch, generator=generator) < recipe.dropout)[rows]
             index = torch.where(dropped, torch.full_like(index, sit.classes), index)
@@ -154,7 +154,7 @@ def named(data: Any) -> str:
     return str(getattr(data, "name", type(data).__name__ + count + digest))
 
 
-def taken(data: Data, seed: int, step: int, count: int, rows: slice) -> tuple[Tensor, Tensor]:
+def local_rows(data: Data, seed: int, step: int, count: int, rows: slice) -> tuple[Tensor, Tensor]:
     """The rows of a step's batch, made alone where the data can."""
     part = getattr(data, "part", None)
     if part is not None:

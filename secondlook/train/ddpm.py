@@ -22,7 +22,7 @@ from secondlook.flow.path import mix
 from secondlook.models.sit import Labels, SiT, SiTConfig
 from secondlook.solvers.ddpm import Bridge, learned_log
 from secondlook.solvers.ode import rows_of
-from secondlook.train.classes import Data, named, taken
+from secondlook.train.classes import Data, local_rows, named
 from secondlook.train.loop import ByRows, Rows, TrainConfig, Trainer
 
 _HALF_BIN = 1 / 255  # of 256 levels spread over [-1, 1]
@@ -111,7 +111,7 @@ def trainer(
     bound = Bound(path)
 
     def draw(step: int, generator: torch.Generator, rows: slice) -> tuple[Tensor, ...]:
-        x, label = taken(data, config.seed, step, config.batch, rows)
+        x, label = local_rows(data, config.seed, step, config.batch, rows)
         if sit.null:
             dropped = (torch.rand(config.batch, generator=generator) < dropout)[rows]
             label = torch.where(dropped, torch.full_like(label, sit.classes), label)

@@ -17,7 +17,7 @@ import torch
 import secondlook
 from secondlook.adapters.vae import VAE, load_vae
 from secondlook.disk.atomic import write_array, write_whole
-from secondlook.disk.shards import Parts
+from secondlook.disk.shards import Shards
 from secondlook.disk.team import Team
 from secondlook.errors import ConfigError, SecondlookError
 from secondlook.worlds.folder import INDEX, Images, as_input
@@ -58,7 +58,7 @@ def encode(job: Encoding, device: str | None = None) -> int:
         "mirrored": job.mirrored, "dtype": "float32" if job.whole else "float16", "per part": job.per,
     }  # fmt: skip
     # whole and finished: a damaged part may be deleted and made again
-    parts = Parts(
+    parts = Shards(
         job.out, settings, -(-len(data) // job.per), lambda: (job.out / INDEX).exists() and not parts.missing()
     )
     todo = parts.begin(team)
@@ -75,7 +75,7 @@ def encode(job: Encoding, device: str | None = None) -> int:
     return len(data)
 
 
-def _write_part(parts: Parts, number: int, data: Images, vae: VAE, job: Encoding) -> None:
+def _write_part(parts: Shards, number: int, data: Images, vae: VAE, job: Encoding) -> None:
     """[n, 1 or 2 (mirrored), 2 (mean, std), C, h, w]."""
     first, last = number * job.per, min((number + 1) * job.per, len(data))
     rows = []
