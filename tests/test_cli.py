@@ -350,3 +350,15 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["--version"])
     assert end.value.code == 0
     assert capsys.readouterr().out == f"secondlook {__version__}\n"
+
+
+def test_a_person_is_told_at_once_that_something_is_loading(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["draw", GOOD, "--out", str(tmp_path / "run"), "--nfe", "8", *[w for w in shell.light if w != "--quiet"]]
+    assert "loading" not in shell(*words)[2]  # into a file or a pipe
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    words[3] = str(tmp_path / "again")
+    assert shell(*words)[2].startswith("secondlook: loading the model and its libraries ...\n")
+    words[3] = str(tmp_path / "quiet")
+    assert "loading" not in shell(*words, "--quiet")[2]

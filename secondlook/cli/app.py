@@ -22,6 +22,14 @@ ACTS = {
     "list": "secondlook.cli.data:show",
 }  # fmt: skip
 COMMANDS = tuple(ACTS)
+SLOW = (
+    "draw",
+    "resume",
+    "replay",
+    "rescore",
+    "sample",
+    "train",
+)  # to start: a word at once, or a person thinks it hangs
 
 
 def busy(path: str = "/proc/loadavg") -> bool:
@@ -246,6 +254,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from secondlook import notes
 
         notes.to_stderr()
+        if args.command in SLOW and sys.stderr.isatty() and not getattr(args, "quiet", False):
+            print("secondlook: loading the model and its libraries ...", file=sys.stderr, flush=True)
         code = _act(args.command)(args)
         sys.stdout.flush()
         return code
