@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,9 +17,11 @@ from secondlook.backends.pipelines import _apart
 from secondlook.cli.app import busy
 from secondlook.models.text import TextSiT
 from secondlook.models.threads import one_thread, threads, turn
+from secondlook.noise import Key, normal
 from secondlook.registry import VERIFIERS, WORLDS, resolve
 from secondlook.settings import make_named
-from secondlook.types import Condition
+from secondlook.solvers.step_noise import Ahead, ahead, step_keys
+from secondlook.types import Condition, State
 from tests.helpers import drive, tiny_rig
 
 
@@ -153,3 +157,52 @@ def test_an_offloaded_pipeline_decodes_in_its_networks_thread(device: str, hooke
         {"module": module, "vae": vae}[hooked]._hf_hook = object()
     held = SimpleNamespace(device=torch.device(device), module=module, pipe=SimpleNamespace(vae=vae))
     assert _apart(held) is found
+
+
+# ---- noise drawn ahead -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("solver", ["sde", "sde_heun", "ddpm", "dpmpp(eta=1.0)", "ddim(eta=1.0)"])
+def test_noise_that_is_drawn_ahead_has_the_same_bits_and_is_drawn_once(
+    network: TextSiT, tmp_path: Path, solver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from secondlook.solvers import step_noise
+    from tests.helpers import essence
+
+    where: list[str] = []
+
+    def counted(keys: Sequence[Key], shape: Sequence[int]) -> Tensor:
+        where.append(threading.current_thread().name)
+        return normal(keys, shape)
+
+    found = []
+    for beside in (False, True):
+        rig = tiny_rig(network, solver=solver)
+        if beside:
+            rig.beside = True
+            rig.solver, rig._ahead = ahead(rig.solver)
+            assert rig._ahead is not None
+            rig._ahead.source = counted
+        found.append(essence(drive(tmp_path / str(beside), rig, "random(n=3)")))
+    assert found[0] == found[1]
+    assert where
+    assert set(where) == {"secondlook-noise"}
+    assert isinstance(pickle.loads(pickle.dumps(step_noise.Ahead())), step_noise.Ahead)
+
+
+def test_noise_drawn_ahead_fails_where_it_is_asked_for() -> None:
+    def never(keys: Sequence[Key], shape: Sequence[int]) -> Tensor:
+        raise RuntimeError("no noise")
+
+    source = Ahead(never)
+    state = State(torch.zeros(1, 3), torch.zeros(1), (Key.root(0),), torch.zeros(1, dtype=torch.long))
+    source.begin(state)
+    with pytest.raises(RuntimeError, match="no noise"):
+        source(step_keys(state), (3,))
+
+
+def test_rigs_on_the_cpu_and_solvers_without_noise_draw_nothing_ahead(network: TextSiT) -> None:
+    assert tiny_rig(network, solver="sde")._ahead is None
+    assert ahead(make_named("solver", "euler"))[1] is None
+    rig = replace(tiny_rig(network, solver="sde"), device=torch.device("meta"), beside=None)
+    assert rig._ahead is not None

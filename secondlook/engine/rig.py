@@ -25,6 +25,7 @@ from secondlook.flow.path import Path, complete
 from secondlook.models.threads import turn
 from secondlook.noise import Key, normal
 from secondlook.solvers.ode import Solver
+from secondlook.solvers.step_noise import Ahead, ahead
 from secondlook.types import Comparer, Condition, Cost, Critic, Estimate, State, Verifier
 
 Pictures = Sequence[np.ndarray]  # uint8 [H, W, 3] each: those that a condition's context points to
@@ -75,12 +76,15 @@ class Rig:
     settle: Callable[[], None] | None = None
     inference: bool = False
     beside: bool | None = None
+    _ahead: Ahead | None = field(default=None, repr=False)
     _encoded: OrderedDict[Condition, Any] = field(default_factory=OrderedDict, repr=False)
     _stacked: tuple[tuple[Condition, ...], Any] = field(default=((), None), repr=False)
 
     def __post_init__(self) -> None:
         if self.beside is None:
             self.beside = self.device.type != "cpu"
+        if self.beside:  # the processor is idle while the network works elsewhere
+            self.solver, self._ahead = ahead(self.solver)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_encoded": OrderedDict(), "_stacked": ((), None)}
@@ -181,6 +185,8 @@ class Rig:
         until = torch.tensor([work.until[i] for i in index]).to(whole.t.device)
         flow = self._metered(whole.known if work.known else None)
         with turn(), self._quietly():
+            if self._ahead is not None:
+                self._ahead.begin(whole)
             moved = self.solver.step(flow, whole, until, self._asked(work, index))
         return (moved if len(index) == len(work.state) else moved.rows(range(len(work.state)))), _counted(flow)
 

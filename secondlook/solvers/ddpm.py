@@ -21,6 +21,7 @@ from secondlook.flow.guidance import Network
 from secondlook.flow.path import Path
 from secondlook.noise import NoiseSource, normal
 from secondlook.solvers.ode import moved, rows_of
+from secondlook.solvers.step_noise import draw_noise
 from secondlook.types import Estimate, State
 
 Variance = Literal["learned", "small", "large"]
@@ -58,12 +59,6 @@ def forward_only(name: str, state: State, t_next: Tensor) -> None:
     """ConfigError where a step of a solver that draws noise leads back."""
     if bool((t_next < state.t).any()):
         raise ConfigError(f"{name} draws noise, so it runs from noise to data only; go back with ddim at eta 0.")
-
-
-def draw_noise(source: NoiseSource, state: State) -> Tensor:
-    """The noise of each row's next step, [B, *S]: a function of its key and of the steps it has taken."""
-    keys = [k.child("step", int(n)) for k, n in zip(state.keys, state.step.tolist(), strict=True)]
-    return source(keys, state.x.shape[1:]).to(state.x)
 
 
 def landed(x: Tensor, data: Tensor, t_next: Tensor, sigma: Tensor) -> Tensor:

@@ -18,8 +18,9 @@ from secondlook.flow.discrete import CLEAN, exact_coefs
 from secondlook.flow.estimate import Flow
 from secondlook.flow.path import Coefs, Path
 from secondlook.noise import NoiseSource, normal
-from secondlook.solvers.ddpm import draw_noise, forward_only, landed
+from secondlook.solvers.ddpm import forward_only, landed
 from secondlook.solvers.ode import moved, rows_of
+from secondlook.solvers.step_noise import draw_noise
 from secondlook.types import State
 
 Correction = Literal["midpoint", "heun"]

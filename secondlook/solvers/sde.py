@@ -23,6 +23,7 @@ from secondlook.flow.estimate import Flow
 from secondlook.flow.path import Path
 from secondlook.noise import NoiseSource, normal
 from secondlook.solvers.ode import moved, rows_of
+from secondlook.solvers.step_noise import draw_noise
 from secondlook.types import Estimate, State
 
 LastStep = Literal["tweedie", "mean", "euler", "step"]
@@ -183,8 +184,7 @@ class _Stochastic:
         return span
 
     def noise(self, state: State) -> Tensor:
-        keys = [k.child("step", int(n)) for k, n in zip(state.keys, state.step.tolist(), strict=True)]
-        return self.source(keys, state.x.shape[1:]).to(state.x)
+        return draw_noise(self.source, state)
 
     def drift(self, flow: Flow, e: Estimate, t: Tensor, w: Tensor) -> Tensor:
         """velocity + w/2 grad log p, by the noise: w / sigma has a limit at data for every form that vanishes there."""
