@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -30,6 +30,7 @@ from secondlook.engine.task_run import PlanMaker, TaskRun
 from secondlook.flow.grid import EPS
 from secondlook.types import Cost, Outcome, State, Task
 
+RECENT = 64  # pictures kept for proposals that point to them; others are read from the disk
 Progress = Callable[["Driver"], None]
 
 
@@ -60,6 +61,7 @@ class Driver:
         self._waiting: Iterator[Task] = iter(())
         self._unbegun = len(tasks)
         self._under_way: dict[int, int] = {}
+        self._recent: OrderedDict[int, np.ndarray] = OrderedDict()  # pictures by outcome, of tasks under way
 
     # ---- the run -----------------------------------------------------------------------------------------------------
 
@@ -139,6 +141,7 @@ class Driver:
         """Forget a task that has ended."""
         for n in run.outcomes:
             self.states.drop(run.number(n))
+            self._recent.pop(run.number(n), None)
         self.rig.forget(run.task.condition)
         self._under_way.pop(run.task.index, None)
         run.task.means = None  # or the task would hold the whole of its run for as long as the list of tasks lives
@@ -191,8 +194,10 @@ class Driver:
             job.against = self._picture(proposal.against)
 
     def _picture(self, number: int) -> np.ndarray:
-        self.journal.flush()
-        return self.store.picture(number)
+        if number not in self._recent:
+            self.journal.flush()
+            return self.store.picture(number)
+        return self._recent[number]
 
     def _state(self, run: TaskRun, number: int) -> State:
         """The state an earlier outcome ended in; made again where it was lost."""
@@ -318,6 +323,9 @@ class Driver:
         run.outcomes[job.n] = outcome
         if job.picture is not None:
             run.shown.add(job.n)
+            self._recent[job.number] = job.picture
+            while len(self._recent) > RECENT:
+                self._recent.popitem(last=False)
         assert job.state is not None
         self.states.keep(job.number, job.state, half_made=_half(job))
         run.pay(job.price, job.cost)
