@@ -60,35 +60,78 @@ def begins(rig: Rig, proposal: Proposal, proposal_of: Callable[[int], Proposal])
     return proposal.move.begins(rig.begin, proposal_of(parents[0]).stop if parents else 1.0)
 
 
-def rebuild(
-    rig: Rig, number: int, proposal_of: Callable[[int], Proposal], spent: Callable[[Cost], None] | None = None
-) -> State:
-    """The state that an outcome ended in, from its derivation alone, through its ancestors where need be; ``spent`` is told
-    what each step cost. Nothing is charged: this is a proof or a repair, not a search."""
-    proposal = proposal_of(number)
-    source = Derivation(rig, proposal_of, lambda i: rebuild(rig, i, proposal_of, spent))
-    state = proposal.move.state(source)
-    pictures = [replay(rig, c.outcome, proposal_of) for c in proposal.condition.context]
-    times = rig.times_for(proposal.steps)
-    while float(state.t) < min(proposal.stop, times[-1]) - EPS:
-        [state], cost = rig.advance(
-            [replace(state, known=None)], [proposal.stop], [proposal.condition], [times], [pictures]
-        )
-        if spent is not None:
-            spent(cost)
-    return state
+class _Needs(Exception):
+    """An outcome whose state must be there first."""
+
+    def __init__(self, number: int):
+        self.number = number
+
+
+class Again:
+    """Outcomes made again from their derivations, each ancestor once. picture_of: where pictures that a condition's context
+    points to are at hand; without it they too are made again. Nothing is charged: this is a proof or a repair, not a search;
+    ``spent`` is told what each step cost."""
+
+    def __init__(self, rig: Rig, proposal_of: Callable[[int], Proposal], picture_of: Callable[[int], np.ndarray] | None = None,
+                 spent: Callable[[Cost], None] | None = None):  # fmt: skip
+        self.rig, self.proposal_of, self.picture_of, self.spent = rig, proposal_of, picture_of, spent
+        self._states: dict[int, State] = {}
+        self._pictures: dict[int, np.ndarray] = {}
+
+    def state(self, number: int) -> State:
+        """The state that an outcome ended in. Chains may be thousands long, so nothing here calls itself."""
+        open_ = [number]
+        while open_:
+            try:
+                self._states[open_[-1]] = self._run(open_[-1])
+                open_.pop()
+            except _Needs as first:
+                open_.append(first.number)
+        return self._states[number]
+
+    def picture(self, number: int) -> np.ndarray:
+        """An outcome's picture, uint8 [H, W, 3]."""
+        if number not in self._pictures:
+            if self.picture_of is not None:
+                return self.picture_of(number)
+            proposal, state = self.proposal_of(number), self.state(number)
+            if proposal.finished:
+                x = state.x
+            elif proposal.look == "free":
+                assert state.data is not None
+                x = state.data
+            else:
+                x = self.rig.look([state], [proposal.condition], [self._shown(proposal)])[0]
+            self._pictures[number] = np.asarray(self.rig.decode(x)[0])
+        return self._pictures[number]
+
+    def _known(self, number: int) -> State:
+        if number not in self._states:
+            raise _Needs(number)
+        return self._states[number]
+
+    def _shown(self, proposal: Proposal) -> list[np.ndarray]:
+        if self.picture_of is None:
+            for c in proposal.condition.context:
+                self._known(c.outcome)
+        return [self.picture(c.outcome) for c in proposal.condition.context]
+
+    def _run(self, number: int) -> State:
+        """One outcome's steps; _Needs for another that must be made before it."""
+        proposal = self.proposal_of(number)
+        if number in self._states:
+            return self._states[number]
+        state = proposal.move.state(Derivation(self.rig, self.proposal_of, self._known))
+        pictures, times = self._shown(proposal), self.rig.times_for(proposal.steps)
+        while float(state.t) < min(proposal.stop, times[-1]) - EPS:
+            [state], cost = self.rig.advance(
+                [replace(state, known=None)], [proposal.stop], [proposal.condition], [times], [pictures]
+            )
+            if self.spent is not None:
+                self.spent(cost)
+        return state
 
 
 def replay(rig: Rig, number: int, proposal_of: Callable[[int], Proposal]) -> np.ndarray:
     """An outcome's picture, uint8 [H, W, 3], from its derivation alone."""
-    proposal = proposal_of(number)
-    state = rebuild(rig, number, proposal_of)
-    if proposal.finished:
-        x = state.x
-    elif proposal.look == "free":
-        assert state.data is not None
-        x = state.data
-    else:
-        pictures = [replay(rig, c.outcome, proposal_of) for c in proposal.condition.context]
-        x = rig.look([state], [proposal.condition], [pictures])[0]
-    return np.asarray(rig.decode(x)[0])
+    return Again(rig, proposal_of).picture(number)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from secondlook.engine.derive import Derivation, rebuild
+from secondlook.engine.derive import Again, Derivation
 from secondlook.engine.desk import PATIENCE, Desk
 from secondlook.engine.job import Job
 from secondlook.engine.journal import Journal
@@ -204,7 +204,7 @@ class Driver:
         found = self.states.find(number)
         if found is None:
             spent: list[Cost] = []
-            [found] = detached(rebuild(self.rig, number, run.proposal, spent.append))
+            [found] = detached(Again(self.rig, run.proposal, self._picture, spent.append).state(number))
             cost = sum(spent, Cost())
             self.journal.write([("rebuilt", run.task.index, None, {"outcome": number, "cost": cost.as_dict()})])
             self.states.keep(number, found, half_made=not run.proposal(number).finished)
