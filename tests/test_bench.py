@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from pathlib import Path
 
@@ -84,3 +85,16 @@ def test_table_goes_between_the_marks_and_nowhere_else(tmp_path: Path) -> None:
     assert page.read_text() == "a\n<!-- table:begin -->\nnew\n<!-- table:end -->\nb\n"
     between(page, "other", "lost")
     assert "lost" not in page.read_text()
+
+
+def test_each_plan_that_asks_what_is_left_has_a_run_for_each_budget() -> None:
+    """A run's first 8 samples are not what a run of 8 samples would have been, where the plan knows how many there are."""
+    from secondlook.registry import PLANS, resolve
+
+    for method in METHODS:
+        source = inspect.getsource(inspect.getmodule(resolve("plan", method.plan.partition("(")[0])))  # type: ignore[arg-type]
+        assert method.asks is ("remaining(" in source or "affords(" in source)
+    assert len({m.folder for m in METHODS}) == len(METHODS)
+    rows = [(m.name if m.samples > 1 else "more steps", m.verifier, n) for m in METHODS for n in m.sizes]
+    assert len(set(rows)) == len(rows)
+    assert {m.name for m in METHODS if m.samples > 1} == set(PLANS)

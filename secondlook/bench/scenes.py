@@ -1,8 +1,8 @@
 """`make bench-scenes`: plans at equal cost on scenes-test, with a judge and the exact checker looking on.
 
-Twenty lines of each of the six tasks. Every method is one run of `secondlook draw` (so a stopped benchmark goes on
-where it was) with 20 samples' worth of evaluations a prompt; what it had after 8 samples' worth is read from the same
-log, since every plan here decides its next step without knowing its budget.
+Twenty lines of each of the six tasks. Every method is a run of `secondlook draw` (so a stopped benchmark goes on where it was)
+with a budget of 20 samples a prompt. What it had after 8 is read from the same log, where its plan decides the next step without
+knowing its budget; a plan that asks what is left (paths) has a run for each budget.
 """
 
 from __future__ import annotations
@@ -44,21 +44,29 @@ class Method:
     verifier: str = "learned"
     steps: int = STEPS
     samples: int = max(SIZES)
+    asks: bool = False  # whether the plan asks what is left of its budget
 
     @property
     def folder(self) -> str:
         """The name of its run's folder."""
-        return f"{self.name} {self.verifier}".replace(" ", "-")
+        return f"{self.name} {self.verifier}{f' {self.samples}' if self.asks else ''}".replace(" ", "-")
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The budgets, in samples, that its run has a row for."""
+        if self.samples == 1:
+            return (self.steps // STEPS,)
+        return (self.samples,) if self.asks else SIZES
 
 
 METHODS = (
     Method("random", "random(n=20)"),
     Method("zero_order", "zero_order()"),
-    Method("paths", "paths()"),
+    *(Method("paths", "paths()", samples=n, asks=True) for n in SIZES),
     *(Method(f"more steps x{n}", "random(n=1)", steps=n * STEPS, samples=1) for n in SIZES),
     Method("random", "random(n=20)", "oracle"),
     Method("zero_order", "zero_order()", "oracle"),
-    Method("paths", "paths()", "oracle"),
+    *(Method("paths", "paths()", "oracle", samples=n, asks=True) for n in SIZES),
 )
 
 
@@ -100,8 +108,7 @@ def carry(method: Method, prompts: list[str], folder: Path, seed: int) -> Store:
 
 def rows_of(method: Method, store: Store) -> list[Row]:
     """What the method had at each size; the base row comes with random's run, whose first samples it is."""
-    sizes = SIZES if method.samples > 1 else (method.steps // STEPS,)
-    found = [_row(method.name if method.samples > 1 else "more steps", n, method, store) for n in sizes]
+    found = [_row(method.name if method.samples > 1 else "more steps", n, method, store) for n in method.sizes]
     if (method.name, method.verifier) == ("random", "learned"):
         found.insert(0, _row("base", 1, method, store))
     return found
@@ -231,7 +238,7 @@ def page(rows: list[Row], tasks: list[str], about: list[dict[str, Any]], args: a
     shared = ("version", "model", "solver", "guidance", "shift", "rows", "bf16", "threads", "versions")
     facts = json.dumps({k: about[0][k] for k in shared if all(c[k] == about[0][k] for c in about)})
     runs = "\n".join(
-        f"| {m.name} | {m.verifier} | `{c['plan']}` | {c['steps']} | {c['commit']} | {c['threads']} |"
+        f"| {m.name}{f', {m.samples} samples' if m.asks else ''} | {m.verifier} | `{c['plan']}` | {c['steps']} | {c['commit']} | {c['threads']} |"
         for m, c in zip(METHODS, about, strict=True)
     )
     return (
