@@ -16,8 +16,9 @@ from torch import Tensor
 
 from secondlook.backends.pipelines import _apart
 from secondlook.cli.app import busy
+from secondlook.engine.rig import Work
 from secondlook.models.text import TextSiT
-from secondlook.models.threads import one_thread, threads, turn
+from secondlook.models.threads import one_thread, threads
 from secondlook.noise import Key, normal
 from secondlook.registry import VERIFIERS, WORLDS, resolve
 from secondlook.settings import make_named
@@ -98,34 +99,27 @@ def test_threads_are_as_they_were_behind_even_where_two_ask_for_one_at_once() ->
     assert torch.get_num_threads() == before
 
 
-def test_a_network_is_not_run_while_the_threads_are_changed(network: TextSiT, tmp_path: Path) -> None:
+def test_a_network_is_not_run_while_the_threads_are_changed(network: TextSiT) -> None:
     """Its last bits depend on their number."""
-    inside, seen = threading.Event(), []
+    holding, released = threading.Event(), []
 
-    class Asked(Where):
-        def __call__(self, samples: Tensor, conditions: Sequence[Condition]) -> Tensor:
-            with one_thread():
-                inside.set()
-                time.sleep(0.02)  # longer than a step takes
-                inside.clear()
-            return super().__call__(samples, conditions)
+    def judge() -> None:
+        with one_thread():
+            holding.set()
+            time.sleep(0.2)
+            released.append(True)
 
-    rig = tiny_rig(network, verifier=Asked(False))
-    step = rig.solver.step
-
-    class Watching:
-        random, reuses = rig.solver.random, getattr(rig.solver, "reuses", False)
-        asks, evals = rig.solver.asks, rig.solver.evals
-
-        def step(self, *a: object) -> object:
-            seen.append(inside.is_set())
-            return step(*a)  # type: ignore[arg-type]
-
-    rig.solver = Watching()  # type: ignore[assignment]
-    drive(tmp_path / "run", rig, "random(n=24)")
-    assert len(seen) > 20
-    assert not any(seen)
-    assert turn()
+    rig = tiny_rig(network)
+    work = Work(rig.start(Key.root(0)), (rig.times[1],), (Condition("a red circle"),))
+    for act in (lambda: rig.step(work), lambda: rig.estimate(work), lambda: rig.encoded(Condition("a blue circle"))):
+        holding.clear()
+        released.clear()
+        other = threading.Thread(target=judge)
+        other.start()
+        holding.wait()
+        act()
+        assert released
+        other.join()
 
 
 @pytest.mark.parametrize(
