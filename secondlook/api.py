@@ -26,6 +26,7 @@ from secondlook.engine.pricing import first_picture
 from secondlook.engine.record import Record
 from secondlook.engine.rescore import Rescored, judge_all
 from secondlook.engine.rescore import rescore as judge_again
+from secondlook.engine.results import Result as Result
 from secondlook.engine.results import Run, results
 from secondlook.engine.rig import Rig
 from secondlook.engine.select import select

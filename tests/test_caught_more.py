@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import secondlook
 from examples.own_backend import Blobs, Tints
 from secondlook.api import tasks_of
 from secondlook.backends.find import find
@@ -63,3 +64,7 @@ def test_dopri5_grows_its_step_by_the_fifth_root_of_the_error(monkeypatch: pytes
     solver.step(Flow(Blobs(), Linear()), state, torch.ones(1), Tints(torch.zeros(1, 3)))
     assert sizes[1] / sizes[0] == pytest.approx(0.9 * 0.1**-0.2)
     assert sizes[2] / sizes[1] == pytest.approx(0.9 * 0.1**-0.2)
+
+
+def test_every_public_name_is_there() -> None:
+    assert all(getattr(secondlook, name) for name in secondlook.__all__)
