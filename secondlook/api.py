@@ -16,7 +16,7 @@ import secondlook
 from secondlook.adapters.chunks import fits
 from secondlook.backends.base import Backend
 from secondlook.backends.find import find, found_again
-from secondlook.backends.judges import ROLES, Judges, named
+from secondlook.backends.judges import ROLES, Judges, named, refuse_reserved
 from secondlook.calls import parse_call
 from secondlook.disk.versions import commit, versions
 from secondlook.engine.derive import replay as redraw
@@ -117,6 +117,7 @@ def draw(
         rig = build_rig(s, backend, judges)
         tasks = tasks_of(s, backend, rig.times)
         s.budget = dict(budget_of(s, rig, tasks[0]).limits)
+        _refuse_small_total(s, rig, len(tasks))
         config = {
             **s.as_dict(),
             "version": secondlook.__version__,
@@ -267,6 +268,15 @@ def _budget(s: Settings, count: int) -> Budget:
     return Budget(**both)
 
 
+def _refuse_small_total(s: Settings, rig: Rig, count: int) -> None:
+    """ConfigError for a total that does not buy each prompt one picture."""
+    sample = rig.price(rig.begin, 1.0)
+    for unit, value in s.total.items():
+        if unit != "seconds" and value < count * getattr(sample, unit):
+            raise ConfigError(f"A total of {value:g} {unit} buys no picture for each of {count} prompts, which takes {count * getattr(sample, unit)}; "
+                              "raise it, or draw fewer prompts.")  # fmt: skip
+
+
 def _total(s: Settings, count: int) -> Budget | None:
     return Budget(**s.total) if s.split == "pool" and s.total else None
 
@@ -355,4 +365,5 @@ def rescore(out: str | Path, *, verifier: Any = None, model: Any = None) -> Resc
             return _judge_again(store, Judges.of(s, backend, {}).verifier, tasks)
         name, thing = named("verifier", verifier)
         made = thing or backend.verifier(name) or make_named("verifier", name)
+        refuse_reserved(made)
         return judge_all(store, name.removeprefix("object:"), made, tasks)

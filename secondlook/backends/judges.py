@@ -16,6 +16,7 @@ from secondlook.errors import ConfigError
 from secondlook.registry import resolve
 from secondlook.settings import Settings, make_named
 
+RESERVED = ("judge", "checker", "oracle")  # names under which the log keeps the word of the built-in ones
 ROLES = ("verifier", "critic", "comparer", "select")  # what may be an object in Python
 KINDS = {"select": "selector"}
 
@@ -44,6 +45,7 @@ class Judges:
             elif text is not None:
                 own = backend.verifier(text) if role == "verifier" else None
                 found[role] = own or make_named(KINDS.get(role, role), text)
+        refuse_reserved(found["verifier"])
         return Judges(**found)
 
     def code(self) -> dict[str, str]:
@@ -55,6 +57,13 @@ class Judges:
             if file is not None:
                 found[f"{role}'s code"] = file_digest(file)
         return found
+
+
+def refuse_reserved(verifier: Any) -> None:
+    """ConfigError for a verifier from elsewhere that goes by the name of a built-in judge: its word would stand for theirs."""
+    name = getattr(verifier, "name", None)
+    if name in RESERVED and type(verifier).__module__.split(".")[0] != "secondlook":
+        raise ConfigError(f'The name "{name}" belongs to the built-in judges; give your verifier another.')
 
 
 def _source(kind: type) -> Path | None:

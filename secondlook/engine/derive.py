@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from secondlook.engine.rig import Rig
+from secondlook.errors import DamagedError
 from secondlook.flow.grid import EPS
 from secondlook.flow.path import renoise
 from secondlook.moves import Source
@@ -86,6 +87,10 @@ class Again:
                 self._states[open_[-1]] = self._run(open_[-1])
                 open_.pop()
             except _Needs as first:
+                if first.number in open_:
+                    raise DamagedError(
+                        f"Outcome {first.number} is its own ancestor in this log; it was changed by other hands."
+                    ) from None
                 open_.append(first.number)
         return self._states[number]
 

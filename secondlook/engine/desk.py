@@ -40,6 +40,7 @@ class Desk:
         self.inbox: queue.SimpleQueue[list[Job]] = queue.SimpleQueue()
         self.pending = 0  # jobs shown and not in the inbox yet
         self.fatal: BaseException | None = None
+        self._ending: BaseException | None = None
         self._lock = threading.Lock()
         self._hand: Worker | Inline = Worker("decoder") if rig.beside else Inline()
 
@@ -71,6 +72,11 @@ class Desk:
         if self.fatal is not None:
             raise self.fatal
         self.journal.check()
+
+    def end(self) -> None:
+        """Raise what stops the run once all that is finished is recorded."""
+        if self._ending is not None and not self.pending and self.inbox.empty():
+            raise self._ending
 
     @property
     def crowded(self) -> bool:
@@ -107,9 +113,10 @@ class Desk:
         self._seen += sum(j.picture is not None for j in jobs)
         self._lost += sum(j.picture is None for j in jobs)
         if not self._seen and self._lost >= IN_A_ROW:
-            self._stop(SecondlookError(
+            self._ending = SecondlookError(
                 f"Every row drawn so far overflowed ({self._lost} of {self._lost}): the network's numbers are not finite. Load the model in a wider "
-                "dtype (--dtype bfloat16 or float32), or check its weights. Nothing recorded is lost."))  # fmt: skip
+                "dtype (--dtype bfloat16 or float32), or check its weights. Nothing recorded is lost.")  # fmt: skip
+            self._finish([j for j in jobs if not j.waiting])  # recorded, so that a resumed run goes on behind them
             return
         seen = [j for j in jobs if j.picture is not None]
         self._judge(seen)
@@ -200,9 +207,9 @@ class Desk:
 
     def _finish(self, jobs: list[Job]) -> None:
         if jobs:
-            with self._lock:
-                self.pending -= len(jobs)
             self.inbox.put(jobs)
+            with self._lock:
+                self.pending -= len(jobs)  # only now: none pending means that all are in the inbox
 
     def _stop(self, error: BaseException) -> None:
         """The run cannot go on: said in the engine's thread, which may be waiting."""

@@ -144,7 +144,6 @@ class Driver:
             self._recent.pop(run.number(n), None)
         self.rig.forget(run.task.condition)
         self._under_way.pop(run.task.index, None)
-        run.task.means = None  # or the task would hold the whole of its run for as long as the list of tasks lives
         del self.runs[run.task.index]
         self.ended += 1
 
@@ -296,6 +295,7 @@ class Driver:
         self.desk.check()
         if found:
             self._report(found)
+        self.desk.end()
 
     def _report(self, jobs: list[Job]) -> None:
         """Hand pictures and the events that report them to the journal, then the plans go on."""

@@ -133,6 +133,9 @@ class Record:
         """The unsearched picture: the task's first noise, plainly run. With the name of its picture file."""
         if task in self.baselines:
             return self.latest(self.baselines[task][0]), baseline_file(task)
+        plain = self.ended.get(task, {}).get("plain")
+        if plain is not None:
+            return self.latest(self.outcomes[plain]), plain
         first = [o for o in self.of(task) if o.finished and isinstance(o.proposal.move, Fresh)]
         return (self.latest(first[0]), first[0].id) if first else None
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from secondlook.engine.derive import begins
@@ -45,8 +46,10 @@ class TaskRun:
         self.rate: float | None = None  # seconds for an evaluation, as last seen
         self._rounds = list(record.rounds.get(task.index, []))
         self._left: dict[str, float] = {}
-        task.means = Means(self._told, self._price_of, rig.stochastic)
-        self.plan = plan(task)
+        # The plan's own copy: what it does to it decides neither what is judged nor what is keyed. Functions and not methods,
+        # whose __self__ would be the whole engine.
+        means = Means(lambda: self._told(), lambda proposal: self._price_of(proposal), rig.stochastic)
+        self.plan = plan(replace(task, means=means))
 
     def number(self, n: int) -> int:
         """Outcomes are numbered across tasks in a way that does not depend on the order of work."""
@@ -235,7 +238,7 @@ class TaskRun:
         winner = named if named is not None else best(done).id if done else None
         left = {u: number_out(v) for u, v in self._left.items()}
         body = {"winner": winner, "named": named, "returned": value, "out_of_budget": self.broke, "left": left,
-                "baseline": self.baseline() is not None}  # fmt: skip
+                "baseline": self.baseline() is not None, "plain": self._plain_number()}  # fmt: skip
         self.journal.write([("ended", index, None, body)])
 
     def _pictured(self, n: int) -> bool:
@@ -257,13 +260,20 @@ class TaskRun:
                               "Return an outcome, its id, or nothing.")  # fmt: skip
         return number, _plain(value)
 
-    def baseline(self) -> Job | None:
-        """The unsearched picture as work, where the plan did not draw it."""
-        first = Proposal(
+    def _unsearched(self) -> Proposal:
+        return Proposal(
             Fresh(self.task.first_key()), self.task.condition, 1.0, "score" if self.rig.verifier else "nothing"
         )
-        plain = [o for o in self.outcomes.values() if _same_picture(o.proposal, first)]
-        if plain or self.task.index in self.record.baselines:
+
+    def _plain_number(self) -> int | None:
+        """The outcome that is the unsearched picture, where the plan drew it."""
+        first = self._unsearched()
+        return next((o.id for o in self.outcomes.values() if _same_picture(o.proposal, first)), None)
+
+    def baseline(self) -> Job | None:
+        """The unsearched picture as work, where the plan did not draw it."""
+        first = self._unsearched()
+        if self._plain_number() is not None or self.task.index in self.record.baselines:
             return None
         price = self.rig.price(self.rig.begin, 1.0, first.ask)
         return Job(self, BASELINE, first, price, self.rig.begin, self.rig.times)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -52,10 +53,20 @@ def remarks(found: Any, count: int) -> list[Remark | None]:
         raise BadAnswer(f"{expected}; got {_kind(found)}")
     if len(found) != count:
         raise BadAnswer(f"{expected}; got {len(found)}")
-    for remark in found:
-        if remark is not None and not (isinstance(remark, Remark) and isinstance(remark.text, str)):
-            raise BadAnswer(f"{expected}; got {_kind(remark)} among them")
-    return list(found)
+    return [_remark(remark, expected) for remark in found]
+
+
+def _remark(found: Any, expected: str) -> Remark | None:
+    """A remark whose score is a float, as the log keeps it."""
+    if found is None:
+        return None
+    if not (isinstance(found, Remark) and isinstance(found.text, str)):
+        raise BadAnswer(f"{expected}; got {_kind(found)} among them")
+    if found.score is None:
+        return found
+    if isinstance(found.score, (str, bytes)) or not _is_number(found.score):
+        raise BadAnswer(f"expected a number as a remark's score; got {_kind(found.score)}")
+    return replace(found, score=float(found.score))
 
 
 def shares(found: Any, count: int) -> list[float]:
