@@ -36,7 +36,7 @@ from secondlook.models.threads import threads
 from secondlook.noise import Key
 from secondlook.notes import note
 from secondlook.settings import OPTIONS, Settings, make_named, make_plan, texts
-from secondlook.types import UNITS, Condition, Task, Verifier
+from secondlook.types import UNITS, Condition, Cost, Task, Verifier
 
 DEFAULT_SAMPLES = 20  # what an endless plan without a budget may spend, in plain samples
 
@@ -79,14 +79,18 @@ def build_rig(s: Settings, backend: Backend, judges: Judges | None = None) -> Ri
     return rig
 
 
-def budget_of(s: Settings, rig: Rig, task: Task) -> Budget:
-    """The budget of a prompt; an endless plan with none may spend that of DEFAULT_SAMPLES plain samples."""
+def budget_of(s: Settings, rig: Rig, tasks: Sequence[Task]) -> Budget:
+    """The budget of a prompt; an endless plan with none may spend that of DEFAULT_SAMPLES plain samples. ConfigError where it, or the
+    total, buys no picture of each prompt."""
     sample = rig.price(rig.begin, 1.0)
+    Budget(**s.total).refuse_less_than(
+        sum([sample] * len(tasks), Cost()), f"One sample for each of {len(tasks)} prompts"
+    )
     budget = Budget(**s.budget)
     budget.refuse_less_than(sample)
     if budget.endless and not s.total and parse_call(s.plan).name != "random":
         budget = Budget(nfe=DEFAULT_SAMPLES * sample.nfe)
-    budget.refuse_less_than(first_picture(make_plan(s.plan), task, rig), f"The first picture of {s.plan}")
+    budget.refuse_less_than(first_picture(make_plan(s.plan), tasks[0], rig), f"The first picture of {s.plan}")
     return budget
 
 
@@ -116,8 +120,7 @@ def draw(
         judges = Judges.of(s, backend, objects)
         rig = build_rig(s, backend, judges)
         tasks = tasks_of(s, backend, rig.times)
-        s.budget = dict(budget_of(s, rig, tasks[0]).limits)
-        _refuse_small_total(s, rig, len(tasks))
+        s.budget = dict(budget_of(s, rig, tasks).limits)
         config = {
             **s.as_dict(),
             "version": secondlook.__version__,
@@ -266,15 +269,6 @@ def _budget(s: Settings, count: int) -> Budget:
     if any(v <= 0 for v in both.values()):
         raise ConfigError(f"The total budget has less than 1 for each of {count} prompts; raise it.")
     return Budget(**both)
-
-
-def _refuse_small_total(s: Settings, rig: Rig, count: int) -> None:
-    """ConfigError for a total that does not buy each prompt one picture."""
-    sample = rig.price(rig.begin, 1.0)
-    for unit, value in s.total.items():
-        if unit != "seconds" and value < count * getattr(sample, unit):
-            raise ConfigError(f"A total of {value:g} {unit} buys no picture for each of {count} prompts, which takes {count * getattr(sample, unit)}; "
-                              "raise it, or draw fewer prompts.")  # fmt: skip
 
 
 def _total(s: Settings, count: int) -> Budget | None:

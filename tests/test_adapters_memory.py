@@ -38,7 +38,7 @@ ERRORS = [FULL, RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate
 
 
 @pytest.fixture(autouse=True)
-def _anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def _again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(notes, "_said", set())
 
 

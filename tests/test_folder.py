@@ -165,7 +165,7 @@ def encode(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int,
     return code, capsys.readouterr().err
 
 
-def test_latents_are_the_posterior_drawn_anew(tmp_path: Path, vae: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_latents_are_the_posterior_drawn_afresh(tmp_path: Path, vae: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from secondlook.adapters.vae import load_vae
 
     source = folder(tmp_path / "d", {"a": 3, "b": 2})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from secondlook.models.text import TextSiT
 from secondlook.moves import Resume
 from secondlook.noise import Key
 from secondlook.plans.moves import fresh
-from secondlook.types import Condition, Plan, Proposal, Remark, Task
+from secondlook.types import Condition, Plan, Proposal, Remark, State, Task
 from tests.helpers import PROMPTS, Brightness, drive, tasks, tiny_rig
 
 
@@ -123,20 +124,13 @@ def test_a_remarks_score_is_a_float_or_that_answer_fails_alone(
 def test_a_run_whose_first_rows_all_overflowed_goes_on_behind_them(network: TextSiT, tmp_path: Path) -> None:
     """The first four of twelve are lost; the rest are drawn once the run is resumed."""
     rig = tiny_rig(network)
-    decode, seen = rig.decode, []
+    start, bad = rig.start, [tasks()[0].key.child("draw", i) for i in range(4)]
 
-    def first_four_lost(x: Tensor) -> Tensor:
-        return decode(x)
-
-    start = rig.start
-
-    def begun(key: Key):  # type: ignore[no-untyped-def]
+    def begun(key: Key) -> State:
         state = start(key)
-        seen.append(key)
-        bad = key in [tasks()[0].key.child("draw", i) for i in range(4)]
-        return state if not bad else type(state)(state.x * float("nan"), state.t, state.keys, state.step)
+        return replace(state, x=state.x * float("nan")) if key in bad else state
 
-    rig.decode, rig.start = first_four_lost, begun  # type: ignore[method-assign]
+    rig.start = begun  # type: ignore[method-assign]
 
     def plan(task: Task) -> Plan:
         for _ in range(3):
@@ -159,7 +153,9 @@ def test_a_log_whose_parents_go_round_is_refused(network: TextSiT) -> None:
 @pytest.mark.parametrize("split", ["even", "pool"])
 def test_a_total_that_buys_less_than_a_picture_each_is_refused(tmp_path: Path, split: str) -> None:
     words = {"model": OwnBackend(), "steps": 4, "split": split}
-    with pytest.raises(ConfigError, match="buys no picture for each of 2 prompts, which takes 8"):
+    with pytest.raises(
+        ConfigError, match="One sample for each of 2 prompts costs 8 nfe here; the budget of 7 nfe buys none"
+    ):
         secondlook.draw(["r", "g"], "random(n=9)", tmp_path / "run", total_nfe=7, **words)
     assert not (tmp_path / "run").exists()
     found = secondlook.draw(["r", "g"], "random(n=9)", tmp_path / "run", total_nfe=8, **words)

@@ -130,7 +130,7 @@ def test_zero_order_climbs_from_winner_to_winner() -> None:
 
 
 @pytest.mark.parametrize("patience", [1, 3])
-def test_zero_order_parks_a_pivot_no_neighbour_beats_and_starts_anew(patience: int) -> None:
+def test_zero_order_parks_a_pivot_no_neighbour_beats_and_starts_again(patience: int) -> None:
     hand = Hand(zero_order(tasks()[0], neighbours=2, patience=patience), lambda i, p: 1.0 if i == 0 else 0.5)
     hand.round()
     for _ in range(patience):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 from secondlook.engine.rig import Rig
 from secondlook.errors import ConfigError
@@ -21,6 +21,7 @@ COMMON = frozenset({
 GUIDES = ("sharpness", "brightness", "compressibility")  # what needs no download; the first guides where none is named
 
 
+@runtime_checkable
 class Backend(Protocol):
     """name: the world's name, or "diffusers". takes: the options beyond the common ones that mean something here."""
 
@@ -68,22 +69,9 @@ class Backend(Protocol):
         ...
 
 
-def is_backend(model: Any) -> bool:
+def is_backend(model: Any) -> TypeGuard[Backend]:
     """Whether what was given as a model is a backend itself: one of a user's own, or one made before."""
-    needs = (
-        "name",
-        "takes",
-        "condition",
-        "usual",
-        "rig",
-        "verifier",
-        "exact",
-        "digests",
-        "describe",
-        "session",
-        "metadata",
-    )
-    return not isinstance(model, (str, type)) and all(hasattr(model, n) for n in needs)
+    return isinstance(model, Backend) and not isinstance(model, type)
 
 
 def refuse_foreign(backend: Backend, given: Sequence[str], called: str) -> None:

@@ -36,6 +36,7 @@ class Classes(Own):
 
     defaults: ClassVar[Mapping[str, Any]] = {"steps": 20, "guidance": 1.5, "shift": 1.0}
     world: ClassVar[Any]
+    network: SiT | None = None  # of a backend that reads it before it is asked for
 
     @property
     def classes(self) -> int:
@@ -62,8 +63,8 @@ class Classes(Own):
         return Loaded(called, path, Encode(network), network.config.path, network)
 
     def read(self, file: File) -> SiT:
-        """A network from its file."""
-        return load_sit(file)
+        """A network from its file, or the one that was read from it before."""
+        return self.network if self.network is not None and file == self.file else load_sit(file)
 
     def fits(self, network: SiT) -> None:
         """ConfigError for a network of another shape than the world's samples."""
@@ -123,9 +124,6 @@ class Weights(Classes):
 
     def decode(self, x: Tensor) -> Tensor:
         return to_bytes(x)
-
-    def read(self, file: File) -> SiT:
-        return self.network if file == self.file else load_sit(file)
 
     def fits(self, network: SiT) -> None:
         if network.shape != (self.config.channels, self.config.side, self.config.side):

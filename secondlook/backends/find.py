@@ -26,8 +26,7 @@ def find(model: Any, s: Settings) -> Backend:
         if s.world not in (None, model.name):
             raise ConfigError(f'The world "{s.world}" is not the backend\'s, "{model.name}"; leave world out.')
         refuse_foreign(model, list(given), f'the backend "{model.name}"')
-        found: Backend = model
-        return found
+        return model
     if outside(model, s):
         if s.world not in (None, pipelines.NAME):
             raise ConfigError(
@@ -137,16 +136,15 @@ def found_again(s: Settings, model: Any = None, device: str | None = None) -> Ba
             raise ConfigError(
                 f'This run was drawn with "{s.world}", and the backend given is "{model.name}"; give the one it began with.'
             )
-        given: Backend = model
-        return given
-    if s.world is not None and s.world not in (*WORLDS, pipelines.NAME, "latents", "weights"):
-        raise ConfigError(
-            f'This run was drawn with a backend of its own, "{s.world}"; give it again: model=..., in Python.'
-        )
+        return model
     if s.world == pipelines.NAME:
         return pipelines.again(s, model, device)
     if s.world == "latents":
         from secondlook.backends.latents import Latents
 
         return Latents(str(s.model), str(s.vae), device or s.device, s.dtype)
+    if s.world not in (None, "weights", *WORLDS):
+        raise ConfigError(
+            f'This run was drawn with a backend of its own, "{s.world}"; give it again: model=..., in Python.'
+        )
     return _own(s.model, s.world)

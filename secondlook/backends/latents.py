@@ -54,9 +54,6 @@ class Latents(Classes):
     def decode(self, x: Tensor) -> Tensor:
         return self.vae.decode(x)
 
-    def read(self, file: File) -> SiT:
-        return self.network if file == self.file else load_sit(file)
-
     def fits(self, network: SiT) -> None:
         """Latents of any size: the autoencoder is checked when it is loaded."""
 

@@ -41,12 +41,6 @@ def busy(path: str = "/proc/loadavg") -> bool:
     return 4 * (running - 1) >= (os.cpu_count() or 1)  # one of them is this program
 
 
-# Read when torch loads. Threads that spin while they wait make small batches up to twice as fast on a machine of our own, and half
-# as fast on a shared one, where they take the cores from whom they wait for.
-if busy():
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
 class Parser(argparse.ArgumentParser):
     """argparse, with errors as one sentence. words: what was typed."""
 
@@ -225,6 +219,13 @@ def _training(p: argparse.ArgumentParser) -> None:
     logs.add_argument("--tensorboard", action="store_true", default=None, help="also write DIR/tensorboard")
 
 
+def _share_the_machine() -> None:
+    """Threads that spin while they wait make small batches up to twice as fast on a machine of our own, and half as fast on a shared
+    one, where they take the cores from whom they wait for. PyTorch reads this when it is loaded."""
+    if "torch" not in sys.modules and busy():
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def _act(command: str) -> Callable[[argparse.Namespace], int]:
     """What a command does; its module is imported here, for some are heavy."""
     module, name = ACTS[command].split(":")
@@ -256,6 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         notes.to_stderr()
         if args.command in SLOW and sys.stderr.isatty() and not getattr(args, "quiet", False):
             print("secondlook: loading the model and its libraries ...", file=sys.stderr, flush=True)
+        _share_the_machine()
         code = _act(args.command)(args)
         sys.stdout.flush()
         return code

@@ -81,7 +81,7 @@ class Again:
 
     def state(self, number: int) -> State:
         """The state that an outcome ended in. Chains may be thousands long, so nothing here calls itself."""
-        open_ = [number]
+        open_ = [] if number in self._states else [number]
         while open_:
             try:
                 self._states[open_[-1]] = self._run(open_[-1])
@@ -107,7 +107,7 @@ class Again:
                 x = state.data
             else:
                 x = self.rig.look([state], [proposal.condition], [self._shown(proposal)])[0]
-            self._pictures[number] = np.asarray(self.rig.decode(x)[0])
+            self._pictures[number] = np.asarray(self.rig.pictures(x)[0])
         return self._pictures[number]
 
     def _known(self, number: int) -> State:
@@ -124,8 +124,6 @@ class Again:
     def _run(self, number: int) -> State:
         """One outcome's steps; _Needs for another that must be made before it."""
         proposal = self.proposal_of(number)
-        if number in self._states:
-            return self._states[number]
         state = proposal.move.state(Derivation(self.rig, self.proposal_of, self._known))
         pictures, times = self._shown(proposal), self.rig.times_for(proposal.steps)
         while float(state.t) < min(proposal.stop, times[-1]) - EPS:

@@ -63,7 +63,7 @@ class Desk:
             self.pending += len(jobs)
         for job in jobs:
             job.waiting = set(job.proposal.asks)
-        self._hand.do(lambda: _decoded(self.rig.decode, x), lambda found, took: self._shown(list(jobs), found, took))
+        self._hand.do(lambda: _decoded(self.rig.pictures, x), lambda found, took: self._shown(list(jobs), found, took))
 
     def check(self) -> None:
         """Give up calls that take too long; raise what must stop the run."""
@@ -116,7 +116,7 @@ class Desk:
             self._ending = SecondlookError(
                 f"Every row drawn so far overflowed ({self._lost} of {self._lost}): the network's numbers are not finite. Load the model in a wider "
                 "dtype (--dtype bfloat16 or float32), or check its weights. Nothing recorded is lost.")  # fmt: skip
-            self._finish([j for j in jobs if not j.waiting])  # recorded, so that a resumed run goes on behind them
+            self._finish(jobs)  # recorded, so that a resumed run goes on behind them
             return
         seen = [j for j in jobs if j.picture is not None]
         self._judge(seen)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,7 +23,7 @@ from secondlook.flow.grid import EPS, after
 from secondlook.flow.guidance import ClassifierFree, Guide, Network, Null, Plain
 from secondlook.flow.padding import padded
 from secondlook.flow.path import Path, complete
-from secondlook.models.threads import turn
+from secondlook.models.threads import TURN
 from secondlook.noise import Key, normal
 from secondlook.solvers.ode import Solver
 from secondlook.solvers.step_noise import Ahead, ahead
@@ -83,7 +84,7 @@ class Rig:
     def __post_init__(self) -> None:
         if self.beside is None:
             self.beside = self.device.type != "cpu"
-        if self.beside:  # the processor is idle while the network works elsewhere
+        if self.beside and self._ahead is None:  # the processor is idle while the network works elsewhere
             self.solver, self._ahead = ahead(self.solver)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -150,7 +151,7 @@ class Rig:
     def encoded(self, condition: Condition, pictures: Pictures = ()) -> Any:
         """The condition's encoding, made once and alone, so that it does not depend on company."""
         if condition not in self._encoded:
-            with turn(), torch.no_grad():
+            with self._in_turn(), torch.no_grad():
                 self._encoded[condition] = self._encode(condition, pictures)
         return self._encoded[condition]
 
@@ -184,7 +185,7 @@ class Rig:
         whole, index = self.padded(work.state)
         until = torch.tensor([work.until[i] for i in index]).to(whole.t.device)
         flow = self._metered(whole.known if work.known else None)
-        with turn(), self._quietly():
+        with self._in_turn(), self._quietly():
             if self._ahead is not None:
                 self._ahead.begin(whole)
             moved = self.solver.step(flow, whole, until, self._asked(work, index))
@@ -195,11 +196,16 @@ class Rig:
         what it cost each row."""
         whole, index = self.padded(work.state)
         flow = self._metered(whole.known if work.known else None)
-        with turn(), self._quietly():
+        with self._in_turn(), self._quietly():
             e = flow.estimate(whole.x, whole.t, self._asked(work, index))
         n = len(work.state)
         assert flow.said is not None
         return replace(work.state, known=flow.said[:n]), e.data[:n], _counted(flow)
+
+    def pictures(self, x: Tensor) -> Tensor:
+        """Rows x [B, *S] decoded: uint8 [B, H, W, 3] on the CPU."""
+        with self._in_turn():
+            return self.decode(x)
 
     def padded(self, state: State) -> tuple[State, list[int]]:
         """The rows, and copies of the first where a batch is padded; with the row that each is a copy of."""
@@ -210,6 +216,10 @@ class Rig:
     def _asked(self, work: Work, index: Sequence[int]) -> Any:
         pictures = None if work.pictures is None else [work.pictures[i] for i in index]
         return self.conditions([work.conditions[i] for i in index], pictures)
+
+    def _in_turn(self) -> Any:
+        """What is held while the CPU computes what its number of threads decides."""
+        return nullcontext() if self.beside else TURN
 
     def _quietly(self) -> Any:
         return torch.inference_mode() if self.inference else torch.no_grad()
@@ -254,7 +264,7 @@ class Rig:
             live, asked = list(states[i : i + self.rows]), conditions[i : i + self.rows]
             while float(live[0].t) < self.times[-1] - EPS:
                 live, _ = self.advance(live, [1.0] * len(live), asked)
-            pictures.append(self.decode(torch.cat([s.x for s in live])).numpy())
+            pictures.append(self.pictures(torch.cat([s.x for s in live])).numpy())
         return np.concatenate(pictures)
 
 

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import torch
 
 # The number of threads is the whole process's, and a network's last bits depend on it. So whoever changes it for a moment and
-# whoever runs a network take turns.
-_TURN = threading.RLock()
+# whoever runs a network or a decoder hold this in turn.
+TURN = threading.RLock()
 
 
 @contextmanager
@@ -27,10 +27,5 @@ def threads(count: int | None) -> Iterator[None]:
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Threads share out a batch at places that depend on its rows' positions, and vector loops round differently there."""
-    with _TURN, threads(1):
+    with TURN, threads(1):
         yield
-
-
-def turn() -> threading.RLock:  # type: ignore[valid-type]
-    """What is held while a network runs with the threads that it was given: a context."""
-    return _TURN

@@ -93,7 +93,7 @@ class Sampler:
         pictures, spent = [], Spent()
         for start in range(0, len(index), self.rig.rows):
             state, cost = self._batch(index[start : start + self.rig.rows])
-            pictures.append(self.rig.decode(state.x).numpy())
+            pictures.append(self.rig.pictures(state.x).numpy())
             spent = spent + cost
         return np.concatenate(pictures), spent
 
