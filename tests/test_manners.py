@@ -160,3 +160,29 @@ def test_a_total_that_buys_less_than_a_picture_each_is_refused(tmp_path: Path, s
     assert not (tmp_path / "run").exists()
     found = secondlook.draw(["r", "g"], "random(n=9)", tmp_path / "run", total_nfe=8, **words)
     assert [r.spent.nfe for r in found] == [4, 4]
+
+
+def test_a_draw_does_not_ask_again_of_what_its_verifier_failed_with_and_a_resume_does(tmp_path: Path) -> None:
+    class Stumbling(Brightness):
+        """Fails with every second picture that it has not seen, and whenever it sees that one again."""
+
+        def __init__(self) -> None:
+            self.seen: list[bytes] = []
+            self.failed = 0
+
+        def __call__(self, samples: Tensor, conditions: Sequence[Condition]) -> Tensor:
+            [picture] = samples
+            name = picture.numpy().tobytes()
+            self.seen += [] if name in self.seen else [name]
+            if self.seen.index(name) % 2:
+                self.failed += 1
+                raise RuntimeError("not this one")
+            return super().__call__(samples, conditions)
+
+    words = {"model": OwnBackend(), "steps": 4, "rows": 1}
+    verifier = Stumbling()
+    secondlook.draw("r", "random(n=6)", tmp_path / "run", verifier=verifier, nfe=24, **words)
+    lost = len(Record.read(Store.open(tmp_path / "run")).failures)
+    assert lost == verifier.failed == 3
+    secondlook.resume(tmp_path / "run", model=OwnBackend(), verifier=verifier)
+    assert verifier.failed == 6
