@@ -125,6 +125,9 @@ def full(family: str, device: str, dtype: torch.dtype, depth: int | None = None)
         scheduler = d.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0)
         pipe = d.FluxPipeline(scheduler=scheduler, vae=vae, text_encoder=texts[0], tokenizer=tiny.letters(),
                               text_encoder_2=texts[1], tokenizer_2=long, transformer=network)  # fmt: skip
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval()  # as from_pretrained leaves it; in training mode the text encoder would drop at random
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -167,7 +167,7 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
     command = [*launch, "-m", "secondlook", *words, "--accumulate", "2", "--out", str(tmp_path / "two")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["processes"] == 2  # one line: the first process alone writes
     curves = []
     for name in ("one", "two"):
@@ -178,6 +178,21 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
     assert max(curves[0]) - min(curves[0]) > 0.05
     tables = [json.loads((tmp_path / name / "loss-by-time.json").read_text()) for name in ("one", "two")]
     torch.testing.assert_close(tables[1]["losses"], tables[0]["losses"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("world", "ended"), [("1", "ended"), ("2", "")])
+def test_one_of_several_processes_leaves_before_the_interpreter_ends(world: str, ended: str) -> None:
+    """A thread of gloo that lets go of a tensor at the interpreter's end aborts the process."""
+    code = (
+        "import atexit, sys\nfrom secondlook.cli.app import program\n"
+        "atexit.register(lambda: print('ended', file=sys.stderr))\n"
+        "sys.argv = ['secondlook', 'list', 'nothing of the kind']\nprogram()"
+    )
+    environment = {**os.environ, "WORLD_SIZE": world, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 2
+    assert done.stderr.startswith("secondlook: ")
+    assert done.stderr.splitlines()[1:] == [ended] * bool(ended)
 
 
 def test_several_processes_want_accelerate_and_one_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

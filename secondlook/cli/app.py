@@ -283,5 +283,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+def program() -> NoReturn:
+    """The command as a process of its own. One of several that train together leaves without the interpreter's end:
+    the threads that exchanged gradients live as long as it, and one that lets go of a tensor then aborts the process,
+    for which the launcher kills the others."""
+    code = main()
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    program()
