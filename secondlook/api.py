@@ -16,7 +16,7 @@ import secondlook
 from secondlook.adapters.chunks import fits
 from secondlook.backends.base import Backend
 from secondlook.backends.find import find, found_again
-from secondlook.backends.judges import ROLES, Judges, named, refuse_reserved
+from secondlook.backends.judges import ROLES, Judges, named, of_a_judge, refuse_reserved
 from secondlook.calls import parse_call
 from secondlook.disk.versions import commit, versions
 from secondlook.engine.derive import replay as redraw
@@ -128,7 +128,7 @@ def draw(
             "versions": versions(),
             "command": s.command("draw", s.prompts, out=f"{folder or Path('runs/again')}-again"),
             "oracle": backend.exact(judges.verifier),
-            "weights": {**backend.digests(), **judges.code()},
+            "weights": {**backend.digests(), **judges.digests(objects)},
         }
         store = Store.create(folder or Path(tempfile.mkdtemp(prefix="secondlook-")), config)
         return _carry(store, s, rig, judges, progress, tasks)
@@ -176,26 +176,44 @@ def opened(out: Any) -> tuple[Store, Settings]:
 
 
 def _refuse_other(store: Store, backend: Backend, now: dict[str, str]) -> None:
-    """ConfigError where the weights, or the code of judges, are not those that a run was drawn with."""
-    had = store.config.get("weights", now)
-    other = [k for k in {**had, **now} if had.get(k) != now.get(k)]
-    if not other:
+    """ConfigError where the weights are not those that a run was drawn with."""
+    had = {k: v for k, v in store.config.get("weights", now).items() if not of_a_judge(k)}
+    if had == now:
         return
-    if "code" in other[0]:
-        raise ConfigError(f'The file of the {other[0]} is not what it was when the run "{store.folder}" began, so it cannot go on as one run. '
-                          "Put the former file back, or draw again into another folder.")  # fmt: skip
     mend = (f"Install the release that made it ({store.config.get('version')})" if backend.name != "diffusers" else
             "Give the same pipeline, with the same LoRA and scheduler settings (model=pipe in Python)")  # fmt: skip
     raise ConfigError(f'The weights are not those that the run "{store.folder}" began with, so it cannot go on as one run. '
                       f"{mend}, or draw again into another folder.")  # fmt: skip
 
 
+def _compare_judges(store: Store, now: dict[str, str], meant: bool) -> None:
+    """What to do where judges are not those that a run was drawn with: a ConfigError, or a note where that is ``meant``."""
+    had = {k: v for k, v in store.config.get("weights", now).items() if of_a_judge(k)}
+    other = sorted(k for k in {**had, **now} if had.get(k) != now.get(k))
+    if not other:
+        return
+    said = f"The {' and the '.join(other)} {'are' if len(other) > 1 or other[0][-1] == 's' else 'is'} not what was there when the run"
+    if not meant:
+        raise ConfigError(f'{said} "{store.folder}" began: plans would decide by two judges. Put the former one back, or go on '
+                          "all the same with --changed-judges (changed_judges=True), or draw again into another folder.")  # fmt: skip
+    with store.writing():
+        store.append([("judges", None, None, {"now": now})])
+    note(f'{said} "{store.folder}" began. Its log says so.')
+
+
 def resume(
-    out: str | Path, progress: Progress | None = None, *, model: Any = None, device: str | None = None, **objects: Any
+    out: str | Path,
+    progress: Progress | None = None,
+    *,
+    model: Any = None,
+    device: str | None = None,
+    changed_judges: bool = False,
+    **objects: Any,
 ) -> Run:
     """Finish an interrupted run, and judge again what its verifier failed with; a finished one just gives its results.
 
     model, verifier, critic, comparer, select: the objects that it was drawn with, where they were objects. device: where it goes on.
+    changed_judges: go on although the code or the settings of a judge are not what they were, as after it was mended.
     """
     store, s = opened(out)
     given = _objects(s, objects)
@@ -210,7 +228,10 @@ def resume(
     backend = found_again(s, model, device)
     with backend.session(), threads(s.threads):
         judges = Judges.of(s, backend, given)
-        _refuse_other(store, backend, {**backend.digests(), **judges.code()})
+        _refuse_other(store, backend, backend.digests())
+        # After a failure, judges are mended; and where the plans are through, they decide nothing.
+        meant = changed_judges or record.done or bool(record.failures)
+        _compare_judges(store, judges.digests(given), meant)
         rig = build_rig(s, backend, judges)
         return _carry(store, s, rig, judges, progress, tasks_of(s, backend, rig.times), again=True)
 
@@ -337,8 +358,7 @@ def replay(out: str | Path, outcome: int, *, model: Any = None, device: str | No
     backend = found_again(s, model, device)
     with backend.session(), threads(s.threads):
         if backend.name == "diffusers":  # elsewhere the picture itself tells, and says more
-            had = store.config.get("weights", {})
-            _refuse_other(store, backend, {**{k: v for k, v in had.items() if "code" in k}, **backend.digests()})
+            _refuse_other(store, backend, backend.digests())
         picture = redraw(build_rig(s, backend), outcome, lambda i: record.outcomes[i].proposal)
     recorded = store.picture(outcome)
     gap = np.abs(picture.astype(int) - recorded).max() if picture.shape == recorded.shape else 255

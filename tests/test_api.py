@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import re
 import shlex
+import shutil
 import sqlite3
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,8 @@ import secondlook
 from secondlook import api
 from secondlook.cli import main
 from secondlook.engine.store import Store
-from secondlook.errors import ConfigError
+from secondlook.errors import ConfigError, SecondlookError
+from secondlook.notes import Note
 from secondlook.report.html import write_report
 from secondlook.settings import OPTIONS
 from secondlook.types import UNITS
@@ -176,23 +180,86 @@ def test_the_recorded_command_names_what_was_asked(tmp_path: Path) -> None:
     assert Store.open(tmp_path / "again").config["cfg_interval"] == [0.25, 0.75]
 
 
-def test_a_code_of_a_judge_that_changed_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(tmp_path))
-    file = tmp_path / "flipping.py"
-    file.write_text(
-        "class V:\n    name = 'v'\n    def __call__(self, s, c):\n        return s.double().flatten(1).mean(1)\n"
-    )
+FLIPPING = """
+class V:
+    name = 'v'
+    def __init__(self, scale=1.0):
+        self.scale, self.calls = scale, 0
+    def __call__(self, s, c):
+        self.calls += 1
+        return self.scale * s.double().flatten(1).mean(1)
+"""
 
+
+def broken_off(out: Path, **options: Any) -> None:
     def stop(driver: Any) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        secondlook.draw(
-            "7", "random(n=3)", tmp_path / "run", world="digits", steps=2, verifier="flipping:V", progress=stop
-        )
-    file.write_text(file.read_text().replace("return s", "return -s"))
-    with pytest.raises(ConfigError, match="file of the verifier's code is not what it was"):
+        secondlook.draw("7", "random(n=3)", out, world="digits", steps=2, progress=stop, **options)
+
+
+def module(tmp_path: Path, text: str) -> Any:
+    file = tmp_path / "flipping.py"
+    file.write_text(text)
+    sys.modules.pop("flipping", None)
+    importlib.invalidate_caches()
+    shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+    return importlib.import_module("flipping")
+
+
+def test_a_code_of_a_judge_that_changed_is_gone_on_with_only_where_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module(tmp_path, FLIPPING)
+    broken_off(tmp_path / "run", verifier="flipping:V")
+    module(tmp_path, FLIPPING.replace("return self", "return -self"))
+    with pytest.raises(ConfigError, match="The verifier's code is not what was there"):
         secondlook.resume(tmp_path / "run")
+    with pytest.warns(Note, match="The verifier's code is not what was there"):
+        assert secondlook.resume(tmp_path / "run", changed_judges=True)[0].score is not None
+    assert [e.kind for e in Store.open(tmp_path / "run").events("judges")] == ["judges"]
+
+
+def test_a_comment_in_a_judge_s_file_is_no_other_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module(tmp_path, FLIPPING)
+    broken_off(tmp_path / "run", verifier="flipping:V")
+    module(tmp_path, "# Seen.\n" + FLIPPING.replace("self.calls += 1", "self.calls  +=  1  # so far"))
+    assert secondlook.resume(tmp_path / "run")[0].score is not None
+
+
+def test_an_object_of_the_same_name_made_otherwise_is_another_judge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the object itself counts as it works makes no other judge of it."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    made = module(tmp_path, FLIPPING).V
+    first = made(2.0)
+    broken_off(tmp_path / "same", verifier=first)
+    assert secondlook.resume(tmp_path / "same", verifier=first)[0].score > 0
+    assert first.calls > 0
+    for run in ("alike", "other"):
+        broken_off(tmp_path / run, verifier=first)
+    with pytest.raises(ConfigError, match="The verifier's settings are not what was there"):
+        secondlook.resume(tmp_path / "other", verifier=made(-2.0))
+    assert secondlook.resume(tmp_path / "alike", verifier=made(2.0))[0].score > 0
+
+
+@pytest.mark.parametrize("count", [2, 9])
+def test_after_a_verifier_failed_a_mended_one_goes_on(
+    count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the run came to its end without scores or was stopped by the third failure."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module(tmp_path, FLIPPING.replace("return self", "raise RuntimeError('not yet') or self"))
+    options = {"world": "digits", "steps": 2, "rows": 1, "verifier": "flipping:V"}
+    with pytest.raises(SecondlookError, match="mend") if count > 2 else pytest.warns(Note, match="failed with"):
+        secondlook.draw("7", f"random(n={count})", tmp_path / "run", **options)
+    module(tmp_path, FLIPPING)
+    with pytest.warns(Note, match="The verifier's code is not what was there"):
+        assert secondlook.resume(tmp_path / "run")[0].score > 0
 
 
 def test_a_selector_and_a_share_for_all_prompts(tmp_path: Path) -> None:

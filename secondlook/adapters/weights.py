@@ -86,17 +86,19 @@ def _seen(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return str([_seen(each) for each in value])
     if isinstance(value, Tensor):
-        return f"{list(value.shape)} {value.dtype} {_bytes(value)}"
+        return f"{list(value.shape)} {value.dtype} {tensor_digest(value)}"
     return str(value) if isinstance(value, (torch.dtype, str, int, float)) else type(value).__name__
 
 
-_known: dict[int, tuple[weakref.ref[Tensor], tuple[int, int], str]] = {}
+_known: dict[int, tuple[weakref.ref[Tensor], tuple[Any, ...], str]] = {}
+PROBES = 64  # values looked at each time
 
 
-def _bytes(value: Tensor) -> str:
-    """The digest of a tensor's bytes; worked out again only where the tensor was changed since, which its version counts."""
+def tensor_digest(value: Tensor) -> str:
+    """The digest of a tensor's bytes; worked out again only where the tensor was changed since. Its version tells, and for
+    what is written past that (through ``.data``) so do ``PROBES`` of its values, evenly spaced."""
     try:
-        stamp = (value.data_ptr(), value._version)
+        stamp = (value.data_ptr(), value._version, _probed(value))
     except RuntimeError:  # inference tensors count no versions, and some subclasses lie nowhere
         return _hashed(value)
     had = _known.get(id(value))
@@ -105,6 +107,13 @@ def _bytes(value: Tensor) -> str:
     found = _hashed(value)
     _known[id(value)] = (weakref.ref(value, partial(_forget, id(value))), stamp, found)
     return found
+
+
+def _probed(value: Tensor) -> bytes:
+    flat = value.detach()
+    flat = (flat.int_repr() if flat.is_quantized else flat).flatten()
+    some = flat[:: max(1, len(flat) // PROBES)]
+    return bytes(some.contiguous().view(torch.uint8).cpu().numpy().data)
 
 
 def _forget(key: int, gone: Any) -> None:

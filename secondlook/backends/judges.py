@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from secondlook.backends.base import Backend
+from secondlook.backends.identity import code_of, settings_of
 from secondlook.calls import bind, parse_call
-from secondlook.disk.digests import file_digest
 from secondlook.errors import ConfigError
 from secondlook.registry import resolve
 from secondlook.settings import Settings, make_named
@@ -48,15 +46,23 @@ class Judges:
         refuse_reserved(found["verifier"])
         return Judges(**found)
 
-    def code(self) -> dict[str, str]:
-        """Digests of the files in which judges from elsewhere are written, so that another code is not taken for the same."""
+    def digests(self, objects: Iterable[str] = ()) -> dict[str, str]:
+        """What tells judges apart that have one name: the code of those from elsewhere, and what those of the roles in
+        ``objects``, which were given as objects, were made with."""
         found = {}
         for role in ROLES:
             thing = getattr(self, role)
-            file = None if thing is None else _source(type(thing))
-            if file is not None:
-                found[f"{role}'s code"] = file_digest(file)
+            code = None if thing is None else code_of(thing)
+            if code is not None:
+                found[f"{role}'s code"] = code
+            if role in objects:
+                found[f"{role}'s settings"] = settings_of(thing)
         return found
+
+
+def of_a_judge(name: str) -> bool:
+    """Whether a digest of this name is a judge's, not that of weights."""
+    return name.endswith(("'s code", "'s settings"))
 
 
 def refuse_reserved(verifier: Any) -> None:
@@ -64,15 +70,6 @@ def refuse_reserved(verifier: Any) -> None:
     name = getattr(verifier, "name", None)
     if name in RESERVED and type(verifier).__module__.split(".")[0] != "secondlook":
         raise ConfigError(f'The name "{name}" belongs to the built-in judges; give your verifier another.')
-
-
-def _source(kind: type) -> Path | None:
-    """The file of a class that is not this package's, where it has one."""
-    module = sys.modules.get(kind.__module__)
-    path = getattr(module, "__file__", None)
-    if kind.__module__.split(".")[0] == "secondlook" or path is None or not Path(path).is_file():
-        return None
-    return Path(path)
 
 
 def named(role: str, thing: Any) -> tuple[str, Any]:

@@ -99,6 +99,7 @@ def _searching(commands: Any) -> None:
     resume = commands.add_parser("resume", help="finish an interrupted run, and score what its verifier failed with")
     resume.add_argument("dir", metavar="DIR")
     resume.add_argument("--device", help="where it goes on (default: as it began)")
+    resume.add_argument("--changed-judges", action="store_true", help="go on although a judge's code has changed")
     resume.add_argument("--quiet", action="store_true", help="no progress on stderr")
     commands.add_parser("report", help="write a run's report.html").add_argument("dir", metavar="DIR")
     replay = commands.add_parser("replay", help="draw one outcome again and compare it, bit for bit")

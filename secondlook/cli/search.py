@@ -49,7 +49,7 @@ def resume(args: Args) -> int:
     before = len(list(store.events()))
     progress = None if args.quiet else Progress(len(store.config["prompts"]))
     with interruptible(out):
-        found = api.resume(out, progress, device=args.device)
+        found = api.resume(out, progress, device=args.device, changed_judges=args.changed_judges)
     if Record.read(store).done and len(list(store.events())) == before:
         print(f'The run "{out}" is finished; there is nothing to resume.')
         return 0
