@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from secondlook.errors import ConfigError, nearest
@@ -49,6 +50,9 @@ class Move(ABC):
     """Base of all moves. ``name`` is what the log calls it."""
 
     name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        _check_parts(self)
 
     @property
     def parents(self) -> tuple[int, ...]:
@@ -103,9 +107,20 @@ def _kinds(kind: type[Move]) -> list[type[Move]]:
     return found
 
 
-def _whole(name: str, parent: object) -> None:
-    if isinstance(parent, bool) or not isinstance(parent, int):
-        raise ConfigError(f"{name}: parent must be the number of an earlier outcome; got {parent!r}.")
+def _check_parts(move: Move) -> None:
+    """ConfigError for a part of another kind than its move names; NumPy's numbers become Python's, as the log keeps them."""
+    for part in fields(move):
+        value = getattr(move, part.name)
+        if part.name == "key" and not isinstance(value, Key):
+            raise ConfigError(f"{move.name}: key must be a Key, such as task.next_key(); got {value!r}.")
+        if part.name == "parent":
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                raise ConfigError(f"{move.name}: parent must be the number of an earlier outcome; got {value!r}.")
+            object.__setattr__(move, part.name, int(value))
+        if part.type == "float":
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise ConfigError(f"{move.name}: {part.name} must be a number; got {value!r}.")
+            object.__setattr__(move, part.name, float(value))
 
 
 @dataclass(frozen=True)
@@ -133,7 +148,7 @@ class Near(Move):
     radius: float
 
     def __post_init__(self) -> None:
-        _whole("near", self.parent)
+        super().__post_init__()
         if not 0 < self.radius <= 1:
             raise ConfigError(f"near: radius is the sine of an angle, above 0 and at most 1; got {self.radius!r}.")
 
@@ -168,7 +183,7 @@ class Rewind(Move):
     key: Key
 
     def __post_init__(self) -> None:
-        _whole("rewind", self.parent)
+        super().__post_init__()
         if not 0 <= self.to <= 1:
             raise ConfigError(f"rewind: to must be a time from 0 to 1; got {self.to!r}.")
 
@@ -193,9 +208,6 @@ class _GoesOn(Move):
     """Base of moves that begin with the parent's own row, where it stopped."""
 
     parent: int
-
-    def __post_init__(self) -> None:
-        _whole(self.name, self.parent)
 
     def begins(self, first: float, stop: float) -> float:
         return max(first, stop)

@@ -9,8 +9,10 @@ None means that nobody was asked.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
+from types import NoneType
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -48,6 +50,12 @@ class Context:
     outcome: int
     remark: Remark
 
+    def __post_init__(self) -> None:
+        if isinstance(self.outcome, bool) or not isinstance(self.outcome, int) or not isinstance(self.remark, Remark):
+            raise ConfigError(
+                f"A Context is an outcome's number and a Remark on it; got {self.outcome!r} and {self.remark!r}."
+            )
+
 
 @dataclass(frozen=True)
 class Condition:
@@ -56,6 +64,15 @@ class Condition:
     prompt: str | None = None
     label: int | None = None
     context: tuple[Context, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.prompt, (str, NoneType)):
+            raise ConfigError(f"A Condition's prompt must be a text or None; got {self.prompt!r}.")
+        if isinstance(self.label, bool) or not isinstance(self.label, (int, NoneType)):
+            raise ConfigError(f"A Condition's label must be a class's number or None; got {self.label!r}.")
+        if not isinstance(self.context, Iterable) or not all(isinstance(c, Context) for c in self.context):
+            raise ConfigError(f"A Condition's context must be a tuple of Context; got {self.context!r}.")
+        object.__setattr__(self, "context", tuple(self.context))
 
 
 ASKS = ("score", "remark", "compare")
@@ -87,10 +104,12 @@ class Proposal:
             raise ConfigError(f"A proposal's move must be a secondlook.moves.Move; got {self.move!r}.")
         if not isinstance(self.condition, Condition):
             raise ConfigError(f"A proposal's condition must be a Condition; got {self.condition!r}.")
-        if isinstance(self.stop, bool) or not isinstance(self.stop, (int, float)) or not 0 < self.stop <= 1:
+        if isinstance(self.stop, bool) or not isinstance(self.stop, Real) or not 0 < self.stop <= 1:
             raise ConfigError(f"A proposal's stop must be a time above 0 and at most 1; got {self.stop!r}.")
+        object.__setattr__(self, "stop", float(self.stop))
         object.__setattr__(self, "ask", _asked(self.ask))
-        if self.steps is not None and (not isinstance(self.steps, int) or not 1 <= self.steps <= 10_000):
+        whole = isinstance(self.steps, int) and not isinstance(self.steps, bool)
+        if self.steps is not None and not (whole and 1 <= self.steps <= 10_000):
             raise ConfigError(
                 f"A proposal's steps must be a whole number from 1 to 10000, or None; got {self.steps!r}."
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,16 +13,20 @@ from torch import Tensor
 
 import secondlook
 from examples.own_backend import OwnBackend
+from secondlook.adapters.weights import digest_of
 from secondlook.engine.derive import Again
+from secondlook.engine.desk import judged
 from secondlook.engine.record import Record
+from secondlook.engine.states import States
 from secondlook.engine.store import Store
 from secondlook.errors import ConfigError, DamagedError, SecondlookError
 from secondlook.models.text import TextSiT
-from secondlook.moves import Resume
+from secondlook.moves import Clone, Fresh, Near, Resume, Rewind
 from secondlook.noise import Key
 from secondlook.plans.moves import fresh
-from secondlook.types import Condition, Plan, Proposal, Remark, State, Task
-from tests.helpers import PROMPTS, Brightness, drive, tasks, tiny_rig
+from secondlook.types import Condition, Context, Plan, Proposal, Remark, State, Task
+from secondlook.verify import answers
+from tests.helpers import PROMPTS, STEPS, Brightness, drive, tasks, tiny_rig
 
 
 class Asked(Brightness):
@@ -186,3 +190,142 @@ def test_a_draw_does_not_ask_again_of_what_its_verifier_failed_with_and_a_resume
     assert lost == verifier.failed == 3
     secondlook.resume(tmp_path / "run", model=OwnBackend(), verifier=verifier)
     assert verifier.failed == 6
+
+
+@pytest.mark.parametrize("make", [
+    lambda key: Fresh(7),
+    lambda key: Clone(0, "key"),
+    lambda key: Near(0, key, "wide"),
+    lambda key: Near(0, key, True),
+    lambda key: Rewind(0.5, 0.5, key),
+    lambda key: Resume(True),
+    lambda key: Condition(7),
+    lambda key: Condition("x", label="7"),
+    lambda key: Condition("x", context=[7]),
+    lambda key: Context("0", Remark("x")),
+    lambda key: Context(0, "more red"),
+    lambda key: Proposal(Fresh(key), Condition("x"), steps=True),
+])  # fmt: skip
+def test_parts_of_another_kind_are_refused_where_they_are_made(make: Callable[[Key], object]) -> None:
+    with pytest.raises(ConfigError, match="got"):
+        make(Key.root(0))
+
+
+def test_numpy_s_numbers_and_lists_are_taken_as_the_log_keeps_them(network: TextSiT, tmp_path: Path) -> None:
+    def plan(task: Task) -> Plan:
+        [first] = yield [Proposal(Fresh(task.next_key()), task.condition, stop=np.float32(0.5))]
+        key = task.next_key()
+        yield [
+            Proposal(Near(np.int64(first.id), key, np.float32(0.25)), task.condition),
+            Proposal(Rewind(first.id, np.float32(0.25), key), Condition(task.condition.prompt, context=[])),
+        ]
+
+    once = drive(tmp_path / "run", tiny_rig(network), plan)
+    again = Record.read(Store.open(tmp_path / "run"))
+    assert {n: o.proposal for n, o in again.outcomes.items()} == {n: o.proposal for n, o in once.outcomes.items()}
+    assert again.outcomes[1].proposal.move == Near(0, tasks()[0].key.child("draw", 1), 0.25)
+    assert again.outcomes[2].proposal.condition.context == ()
+
+
+def test_a_prompt_rewritten_with_words_that_the_model_has_not_learnt_is_a_sentence(
+    network: TextSiT, tmp_path: Path
+) -> None:
+    def plan(words: str) -> Callable[[Task], Plan]:
+        def rewritten(task: Task) -> Plan:
+            yield [Proposal(Fresh(task.next_key()), Condition(words))]
+
+        return rewritten
+
+    with pytest.raises(ConfigError, match='not learnt the word "crimson"'):
+        drive(tmp_path / "one", tiny_rig(network), plan("a crimson circle"))
+    with pytest.raises(ConfigError, match="reads 16 words"):
+        drive(tmp_path / "two", tiny_rig(network), plan(" ".join(["circle"] * 17)))
+
+
+def test_a_plan_that_fails_while_it_is_closed_is_a_sentence(network: TextSiT, tmp_path: Path) -> None:
+    def plan(task: Task) -> Plan:
+        try:
+            while True:
+                yield fresh(task, 1)
+        finally:
+            raise OSError("its own file is gone")
+
+    with pytest.raises(SecondlookError, match=r"The plan failed \(OSError: its own file is gone\)"):
+        drive(tmp_path / "run", tiny_rig(network), plan, nfe=2 * STEPS)
+    assert "its own file" in Record.read(Store.open(tmp_path / "run")).failures[-1]["plan"]
+
+
+def test_rounds_that_cost_nothing_come_to_an_end(network: TextSiT, tmp_path: Path) -> None:
+    def plan(task: Task) -> Plan:
+        [half] = yield fresh(task, 1, stop=0.5, ask="nothing")
+        while True:
+            [half] = yield [Proposal(Resume(half.id), task.condition, stop=0.5, ask="nothing")]
+
+    with pytest.raises(ConfigError, match="rounds in a row that cost nothing"):
+        drive(tmp_path / "run", tiny_rig(network), plan, nfe=2 * STEPS)
+
+
+def test_what_a_plan_does_to_its_outcomes_decides_nothing(network: TextSiT, tmp_path: Path) -> None:
+    def plan(task: Task) -> Plan:
+        for _ in range(2):
+            for outcome in (yield fresh(task, 2)):
+                object.__setattr__(outcome, "score", -outcome.score)
+
+    record = drive(tmp_path / "run", tiny_rig(network), plan)
+    best = max(record.of(0), key=lambda o: o.score)
+    assert record.ended[0]["winner"] == best.id
+
+
+def test_a_judge_that_changes_its_pictures_is_asked_again_of_the_pictures_as_they_were() -> None:
+    class Judge:
+        name = "careless"
+
+        def __call__(self, samples: torch.Tensor, conditions: Sequence[Condition]) -> torch.Tensor:
+            found = samples.double().flatten(1).mean(1)
+            samples.zero_()
+            if len(samples) > 1:
+                raise RuntimeError("one at a time")
+            return found
+
+    pictures = torch.full((2, 4, 4, 3), 9, dtype=torch.uint8)
+    assert judged(Judge(), pictures, [Condition("x")] * 2) == [9.0, 9.0]
+
+
+def test_what_was_paid_for_a_look_holds_where_the_half_made_state_was_lost(
+    network: TextSiT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made again, it has what the look learnt, so that the row that goes on costs what the plan was told."""
+    monkeypatch.setattr(States, "find", lambda self, number: None)
+    told = []
+
+    def plan(task: Task) -> Plan:
+        [half] = yield fresh(task, 1, stop=0.5)
+        on = Proposal(Resume(half.id), task.condition)
+        told.append(task.price(on))
+        yield [on]
+
+    record = drive(tmp_path / "run", tiny_rig(network), plan)
+    assert record.costs[1].with_seconds(0) == told[0]
+    assert record.rebuilt[0].nfe == record.costs[0].nfe
+
+
+@pytest.mark.parametrize("kind", ["round", "ended"])
+def test_a_log_that_lacks_what_a_run_goes_on_from_is_damaged(kind: str, network: TextSiT, tmp_path: Path) -> None:
+    drive(tmp_path / "run", tiny_rig(network), "random(n=2)")
+    store = Store.open(tmp_path / "run")
+    store.append([(kind, 0, None, {"count": 1})])
+    with pytest.raises(DamagedError, match="cannot be read"):
+        Record.read(store)
+
+
+def test_one_or_more_of_a_set_are_no_scores() -> None:
+    with pytest.raises(answers.BadAnswer, match="got a set"):
+        answers.numbers({1.0, 2.0}, 2)
+
+
+def test_weights_written_past_their_version_are_noticed() -> None:
+    layer = torch.nn.Linear(300, 10)
+    before = digest_of("x", {"layer": layer})
+    assert digest_of("x", {"layer": layer}) == before
+    layer.weight.data.mul_(1.01)
+    assert digest_of("x", {"layer": layer}) != before

@@ -151,6 +151,18 @@ def test_a_budget_in_seconds_prices_its_first_batch_by_its_first_row(network: Te
     assert record.ended[0]["out_of_budget"]
 
 
+def test_under_a_budget_in_seconds_the_others_wait_for_two_steps_of_the_first_row(
+    network: TextSiT, tmp_path: Path
+) -> None:
+    seen = []
+
+    def note(driver: Driver) -> None:
+        seen.append(len(driver.slots.jobs))
+
+    drive(tmp_path / "run", tiny_rig(network, rows=4), "random(n=8)", seconds=1e6, progress=note)
+    assert seen[:3] == [1, 1, 4]
+
+
 def test_a_total_too_small_for_its_prompts_is_refused() -> None:
     from secondlook import api
     from secondlook.settings import Settings

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from secondlook.engine.rig import Rig
+from secondlook.engine.rig import Rig, Work
 from secondlook.errors import DamagedError
 from secondlook.flow.grid import EPS
 from secondlook.flow.path import renoise
@@ -71,11 +71,12 @@ class _Needs(Exception):
 class Again:
     """Outcomes made again from their derivations, each ancestor once. picture_of: where pictures that a condition's context
     points to are at hand; without it they too are made again. Nothing is charged: this is a proof or a repair, not a search;
-    ``spent`` is told what each step cost."""
+    ``spent`` is told what each step cost. looked: whether states have what paid looks at them learnt, for rows that go on."""
 
     def __init__(self, rig: Rig, proposal_of: Callable[[int], Proposal], picture_of: Callable[[int], np.ndarray] | None = None,
-                 spent: Callable[[Cost], None] | None = None):  # fmt: skip
+                 spent: Callable[[Cost], None] | None = None, looked: bool = False):  # fmt: skip
         self.rig, self.proposal_of, self.picture_of, self.spent = rig, proposal_of, picture_of, spent
+        self.looked = looked
         self._states: dict[int, State] = {}
         self._pictures: dict[int, np.ndarray] = {}
 
@@ -130,9 +131,17 @@ class Again:
             [state], cost = self.rig.advance(
                 [replace(state, known=None)], [proposal.stop], [proposal.condition], [times], [pictures]
             )
-            if self.spent is not None:
-                self.spent(cost)
+            self._spend(cost)
+        paid = not proposal.finished and bool(proposal.asks) and proposal.look == "paid"
+        if self.looked and paid and self.rig.reuses:
+            work = Work(state.to(self.rig.device), (proposal.stop,), (proposal.condition,), pictures=(pictures,))
+            state, _, cost = self.rig.estimate(work)
+            self._spend(cost)
         return state
+
+    def _spend(self, cost: Cost) -> None:
+        if self.spent is not None:
+            self.spent(cost)
 
 
 def replay(rig: Rig, number: int, proposal_of: Callable[[int], Proposal]) -> np.ndarray:

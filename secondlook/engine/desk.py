@@ -264,7 +264,7 @@ class Looking:
 def judged(judge: Callable[..., Any], samples: Tensor, conditions: Sequence[Condition]) -> list[Any]:
     """A judge's number for each picture; where it fails for all of them together, each alone, with the error as answer."""
     try:
-        return list(answers.scores(judge(samples, conditions), len(samples))[0])
+        return list(answers.scores(judge(samples.clone(), conditions), len(samples))[0])
     except Exception as error:
         if len(samples) == 1:
             return [error]

@@ -58,6 +58,7 @@ class Driver:
         self.drawn = 0
         self.best: dict[int, float] = {}
         self.pace: float | None = None  # seconds for an evaluation of one row, as last seen
+        self._ticked = False
         self._waiting: Iterator[Task] = iter(())
         self._unbegun = len(tasks)
         self._under_way: dict[int, int] = {}
@@ -168,7 +169,7 @@ class Driver:
             run = job.owner
             timed = run.ledger.budget.seconds is not None and not job.baseline
             if timed and self.pace is None and (entering or self.slots.jobs or self.desk.pending):
-                break  # the first row of all tells what the others will cost
+                break  # the first row's steps tell what the others will cost
             self.queue.popleft()
             if timed and (run.outcomes or self._under_way.get(run.task.index)) and self._late(run, job.price):
                 self._drop(job)
@@ -203,7 +204,7 @@ class Driver:
         found = self.states.find(number)
         if found is None:
             spent: list[Cost] = []
-            [found] = detached(Again(self.rig, run.proposal, self._picture, spent.append).state(number))
+            [found] = detached(Again(self.rig, run.proposal, self._picture, spent.append, looked=True).state(number))
             cost = sum(spent, Cost())
             self.journal.write([("rebuilt", run.task.index, None, {"outcome": number, "cost": cost.as_dict()})])
             self.states.keep(number, found, half_made=not run.proposal(number).finished)
@@ -231,6 +232,9 @@ class Driver:
             begin = time.perf_counter()
             for job in jobs:
                 job.cost = job.cost + cost.with_seconds(seconds)
+            if self.pace is None and self._ticked and cost.nfe:  # a first step also warms up
+                self.pace = seconds / cost.nfe
+        self._ticked = True
         arrived = [j for j in self.slots.jobs if _arrived(j)]
         if arrived:
             self._arrive(arrived, self.slots.leave(arrived))

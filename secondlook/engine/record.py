@@ -14,6 +14,11 @@ from secondlook.plans.moves import best
 from secondlook.types import Condition, Context, Cost, Outcome, Proposal, Remark
 
 Body = dict[str, Any]
+PARTS = {
+    "round": ("n", "count", "proposed", "proposals", "left"),
+    "ended": ("winner", "named", "left", "baseline", "plain", "out_of_budget"),
+    "began": ("limits",),
+}  # of an event's body, that are read when a run goes on
 
 
 def baseline_id(task: int) -> int:
@@ -63,6 +68,9 @@ class Record:
 
     def _take(self, event: Event) -> None:
         task, body = event.task, event.body
+        for part in PARTS.get(event.kind, ()):
+            if part not in body:
+                raise KeyError(part)
         if event.kind == "outcome" and event.outcome is not None and task is not None:
             number = event.outcome
             self.outcomes[number], self.costs[number] = read_outcome(number, body)

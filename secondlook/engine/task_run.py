@@ -26,6 +26,7 @@ from secondlook.plans.moves import best
 from secondlook.types import Cost, Means, Outcome, Plan, Proposal, Task
 
 PlanMaker = Callable[[Task], Plan]
+FREE = 1000  # rounds one after the other that cost nothing, before a plan is taken to go round in circles
 
 
 class TaskRun:
@@ -46,6 +47,7 @@ class TaskRun:
         self.rate: float | None = None  # seconds for an evaluation, as last seen
         self._rounds = list(record.rounds.get(task.index, []))
         self._left: dict[str, float] = {}
+        self._free = 0
         # The plan's own copy: what it does to it decides neither what is judged nor what is keyed. Functions and not methods,
         # whose __self__ would be the whole engine.
         means = Means(lambda: self._told(), lambda proposal: self._price_of(proposal), rig.stochastic)
@@ -74,7 +76,7 @@ class TaskRun:
         while not self.ended:
             self._tell()
             try:
-                proposals = next(self.plan) if outcomes is None else self.plan.send(outcomes)
+                proposals = next(self.plan) if outcomes is None else self.plan.send([_copy(o) for o in outcomes])
                 if not isinstance(proposals, Sequence) or not all(isinstance(p, Proposal) for p in proposals):
                     raise ConfigError(f"A plan must yield lists of proposals; got {_kind(proposals)}.")
                 if not proposals:
@@ -86,8 +88,7 @@ class TaskRun:
             except SecondlookError:
                 raise
             except Exception as error:
-                self.journal.write([("failure", self.task.index, None, {"plan": traceback.format_exc()})])
-                raise self.failure(error) from error
+                raise self._failed(error) from error
             todo = self._admit(jobs, late)
             if todo:
                 return todo
@@ -161,6 +162,10 @@ class TaskRun:
             "mend the plan and resume."
         )
 
+    def _failed(self, error: Exception) -> SecondlookError:
+        self.journal.write([("failure", self.task.index, None, {"plan": traceback.format_exc()})])
+        return self.failure(error)
+
     # ---- admission ---------------------------------------------------------------------------------------------------
 
     def _admit(self, jobs: list[Job], late: Callable[[Cost], bool]) -> list[Job]:
@@ -179,6 +184,11 @@ class TaskRun:
             for job in admitted:
                 self.ledger.hold(job.price)
         self.broke = self.broke or len(admitted) < len(jobs)
+        self._free = 0 if any(job.price != Cost() for job in admitted) else self._free + 1
+        if self._free >= FREE:
+            raise ConfigError(
+                f"The plan proposed {FREE} rounds in a row that cost nothing, so no budget would ever end it."
+            )
         self.round, todo = [], []
         for job in admitted:
             job.n, self.count = self.count, self.count + 1
@@ -229,7 +239,12 @@ class TaskRun:
 
     def _end(self, returned: Any) -> None:
         self.ended = True
-        self.plan.close()
+        try:
+            self.plan.close()
+        except SecondlookError:
+            raise
+        except Exception as error:
+            raise self._failed(error) from error
         index = self.task.index
         if index in self.record.ended:
             return
@@ -277,6 +292,11 @@ class TaskRun:
             return None
         price = self.rig.price(self.rig.begin, 1.0, first.ask)
         return Job(self, BASELINE, first, price, self.rig.begin, self.rig.times)
+
+
+def _copy(outcome: Outcome) -> Outcome:
+    """The plan's own: what it does to it decides nothing here."""
+    return replace(outcome, components=dict(outcome.components))
 
 
 def _same_picture(one: Proposal, other: Proposal) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secondlook.errors import ConfigError, nearest
 from secondlook.flow.path import Kind
 from secondlook.models.layers import Attention, ConvFeedForward, FeedForward, modulate, position_table, time_features
 
@@ -123,10 +124,16 @@ class TextSiT(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def tokenize(self, prompts: Sequence[str | None]) -> Tensor:
-        """int64 [N, L + 1]; None is the null prompt."""
+        """int64 [N, L + 1]; None is the null prompt. ConfigError for words that the model has not learnt, or too many."""
         ids = torch.zeros(len(prompts), self.config.text_length + 1, dtype=torch.long)
         for row, prompt in zip(ids, prompts, strict=True):
-            words = [1] if prompt is None else [1, *(self.ids[w] for w in prompt.split())]
+            said = [] if prompt is None else prompt.split()
+            other = [w for w in said if w not in self.ids]
+            if other:
+                raise ConfigError(f'This model has not learnt the word "{other[0]}"; {nearest(other[0], self.ids)}')
+            if len(said) > self.config.text_length:
+                raise ConfigError(f'This model reads {self.config.text_length} words; "{prompt}" has {len(said)}.')
+            words = [1, *(self.ids[w] for w in said)]
             row[: len(words)] = torch.tensor(words)
         return ids
 
