@@ -32,6 +32,7 @@ from secondlook.engine.ledger import Budget
 from secondlook.engine.rig import Rig
 from secondlook.engine.store import Store
 from secondlook.flow.guidance import Network
+from secondlook.models.allocator import keep_buffers
 from secondlook.settings import Settings, make_named, make_plan
 from secondlook.types import Condition, State
 from secondlook.worlds.scenes.prompts import prompt_set
@@ -133,6 +134,7 @@ def main() -> int:
     print(f"seed {s.seed}, threads {s.threads}, rows {s.rows}, bf16 {s.bf16}, torch {torch.__version__}, commit {commit()}, "
           f"{platform.processor() or platform.machine()}")  # fmt: skip
     torch.set_num_threads(s.threads or 1)
+    keep_buffers()  # as the command line does
     bare(s, rig, a.steps)  # warm up: encodings, allocator, kernels
     pairs: list[tuple[Time, Time]] = []
     expected = engine(s, rig)  # counts the calls, and warms up what only a search uses

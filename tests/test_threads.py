@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -201,3 +204,23 @@ def test_rigs_on_the_cpu_and_solvers_without_noise_draw_nothing_ahead(network: T
     assert ahead(make_named("solver", "euler"))[1] is None
     rig = replace(tiny_rig(network, solver="sde"), device=torch.device("meta"), beside=None)
     assert rig._ahead is not None
+
+
+def test_the_command_line_keeps_buffers_unless_the_environment_says_otherwise() -> None:
+    """A buffer given back and asked for again costs no new pages: told by the count of page faults."""
+    code = (
+        "import resource, torch\nfrom secondlook.models.allocator import keep_buffers\n"
+        "print(keep_buffers())\ntorch.set_num_threads(1)\n"
+        "def fill():\n    [torch.ones(1_000_000) for _ in range(20)]\n"
+        "fill()\nbefore = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(10): fill()\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"
+    )
+    usual = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
+    said = {}
+    for name, more in (("usual", {}), ("own", {"MALLOC_TRIM_THRESHOLD_": "65536"})):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**usual, **more})
+        said[name] = done.stdout.split()
+    assert said["own"][0] == "False"
+    if said["usual"][0] == "False":
+        pytest.skip("this C library has no mallopt")
+    assert 3 * int(said["usual"][1]) < int(said["own"][1]), said

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from secondlook import __version__
 from secondlook.cli.options import add_settings, real, whole
 from secondlook.errors import ConfigError, SecondlookError, nearest
+from secondlook.models.allocator import keep_buffers
 
 ACTS = {
     **{name: f"secondlook.cli.search:{name}" for name in ("draw", "resume", "replay", "report", "rescore", "export")},
@@ -221,10 +222,11 @@ def _training(p: argparse.ArgumentParser) -> None:
 
 
 def _share_the_machine() -> None:
-    """Threads that spin while they wait make small batches up to twice as fast on a machine of our own, and half as fast on a shared
+    """Buffers are kept from step to step. Threads that spin while they wait make small batches up to twice as fast on a machine of our own, and half as fast on a shared
     one, where they take the cores from whom they wait for. PyTorch reads this when it is loaded."""
     if "torch" not in sys.modules and busy():
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    keep_buffers()
 
 
 def _act(command: str) -> Callable[[argparse.Namespace], int]:
