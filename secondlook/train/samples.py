@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +18,13 @@ from secondlook.flow.path import Linear
 from secondlook.models.checkpoint import load_text
 from secondlook.models.text import Encoded, TextSiT, TextSiTConfig
 from secondlook.noise import Key, normal
-from secondlook.solvers.ode import Euler, integrate
+from secondlook.settings import make_named
+from secondlook.solvers.ode import Euler, Solver, integrate
 from secondlook.types import State
 from secondlook.worlds.pixels import to_bytes
 from secondlook.worlds.scenes.checker import check
 from secondlook.worlds.scenes.grammar import WORDS, Prompt, parse
-from secondlook.worlds.scenes.prompts import prompt_set, sample_training
+from secondlook.worlds.scenes.prompts import prompt_set, sample_hard, sample_training
 from secondlook.worlds.scenes.world import Scenes
 
 GUIDANCE = (2.5, 3.0, 4.0, 4.0, 4.0, 5.0)
@@ -73,8 +74,15 @@ def base_network(path: Path) -> TextSiT:
     return network.eval().requires_grad_(False)
 
 
-def draw(network: TextSiT, prompts: Sequence[str], keys: Sequence[Key], steps: int, guidance: float) -> np.ndarray:
-    """Pictures uint8 [B, 64, 64, 3] by Euler with classifier-free guidance, in bfloat16."""
+def draw(
+    network: TextSiT,
+    prompts: Sequence[str],
+    keys: Sequence[Key],
+    steps: int,
+    guidance: float,
+    solver: Solver | None = None,
+) -> np.ndarray:
+    """Pictures uint8 [B, 64, 64, 3] by ``solver`` (Euler) with classifier-free guidance, in bfloat16."""
 
     def join(cond: Encoded, rows: int) -> Encoded:
         return Encoded.stack([cond, null.rows([0] * rows)])
@@ -84,22 +92,36 @@ def draw(network: TextSiT, prompts: Sequence[str], keys: Sequence[Key], steps: i
         flow = Flow(network, Linear(), ClassifierFree(guidance, join))
         n = len(prompts)
         start = State(normal(keys, network.shape), torch.zeros(n), tuple(keys), torch.zeros(n, dtype=torch.long))
-        x = integrate(flow, Euler(), start, grid(steps, Scenes.usual["shift"]), cond).x
+        x = integrate(flow, solver or Euler(), start, grid(steps, Scenes.usual["shift"]), cond).x
     return to_bytes(x.float()).numpy()
 
 
-def collect(weights: Path, count: int, out: Path, seed: int) -> Iterator[int]:
-    """``count`` samples on the training mixture of prompts to ``out``, batch by batch; yields how many are done.
+MIXES: dict[str, Callable[[random.Random], Prompt]] = {"all": sample_training, "hard": sample_hard}
+WAYS: dict[str, tuple[str, Sequence[int], Sequence[float]]] = {
+    "euler": ("euler", STEPS, GUIDANCE),
+    "few": ("euler", (5, 6, 8, 8, 10), (1.5, 2.0, 2.5, 2.5, 3.0, 4.0)),
+    "heun": ("heun", (4, 5, 6, 8), (1.5, 2.0, 2.5, 3.0)),
+    "sde": ("sde", (16, 20, 24), (1.5, 2.0, 2.5, 3.0)),
+}  # solver, steps, guidance: drawn by batch
 
-    Guidance and steps vary by batch around the product's. Deterministic by ``seed``, on one machine.
+
+def collect(
+    weights: Path, count: int, out: Path, seed: int, mix: str = "all", ways: Sequence[str] = ("euler",)
+) -> Iterator[int]:
+    """``count`` samples on a mixture of training prompts (``MIXES``) to ``out``, batch by batch; yields how many are done.
+
+    The way of drawing (``WAYS``), its guidance and steps vary by batch. Deterministic by ``seed``, on one machine.
     """
     network, rng, root = base_network(weights), random.Random(f"samples-{seed}"), Key.root(seed).child("samples")
     texts: list[str] = []
     pictures: list[np.ndarray] = []
     while len(texts) < count:
-        batch = [sample_training(rng).text for _ in range(min(BATCH, count - len(texts)))]
+        batch = [MIXES[mix](rng).text for _ in range(min(BATCH, count - len(texts)))]
         keys = [root.child(len(texts) + i) for i in range(len(batch))]
-        pictures.append(draw(network, batch, keys, rng.choice(STEPS), rng.choice(GUIDANCE)))
+        solver, steps, guidance = WAYS[ways[0] if len(ways) == 1 else rng.choice(ways)]
+        pictures.append(
+            draw(network, batch, keys, rng.choice(steps), rng.choice(guidance), make_named("solver", solver))
+        )
         texts += batch
         yield len(texts)
     _labelled(np.concatenate(pictures), texts).save(out)

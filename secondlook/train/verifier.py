@@ -30,15 +30,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from secondlook.models.allocator import keep_buffers
 from secondlook.models.checkpoint import fill
 from secondlook.train.auc import results, without_nan
 from secondlook.train.loop import Tick, TrainConfig, Trainer
 from secondlook.train.pairs import Shown, fact_places, fresh, moved, prompts_for
-from secondlook.train.samples import Samples, collect, collect_set
+from secondlook.train.samples import MIXES, WAYS, Samples, collect, collect_set
 from secondlook.verify.learned import save_verifier, to_network
 from secondlook.verify.networks import SIDE, Film, NetworkConfig, Reading, Tokens, build, tokenize
 from secondlook.worlds.scenes.checker import Seen, detect_batch, judge
 from secondlook.worlds.scenes.grammar import COLORS, SHAPES, WORDS, Prompt
+from secondlook.worlds.scenes.prompts import SETS
 
 PROMPTS = 4  # prompts held against each picture
 SAMPLED = 0.6  # share of base samples in a batch, where there are any
@@ -195,9 +197,12 @@ def _parser() -> argparse.ArgumentParser:
         p.add_argument("base", type=Path)
         if name == "collect":
             p.add_argument("count", type=int)
+            p.add_argument("--mix", choices=MIXES, default="all")
+            p.add_argument("--ways", nargs="+", choices=WAYS, default=["euler"])
         else:
             p.add_argument("--each", type=int, default=8)
             p.add_argument("--every", type=int, default=1)
+            p.add_argument("--set", choices=[name for name in SETS if name.endswith("-dev")], default="scenes-dev")
         p.add_argument("out", type=Path)
         p.add_argument("--seed", type=int, default=0)
     p = sub.add_parser("train")
@@ -217,6 +222,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = _parser().parse_args()
+    keep_buffers()
     if args.command == "evaluate":
         found = results({"verifier": args.verifier, "judge": args.judge}, Samples.load(*args.samples))
         args.out.write_text(json.dumps(without_nan(found), indent=1) + "\n")
@@ -224,10 +230,10 @@ def main() -> None:
         samples = Samples.load(*args.samples) if args.samples else None
         _report(train_verifier(args.kind, samples, args.out, args.steps, args.seed, args.init))
     elif args.command == "collect":
-        for done in collect(args.base, args.count, args.out, args.seed):
+        for done in collect(args.base, args.count, args.out, args.seed, args.mix, args.ways):
             print(done, flush=True)
     else:
-        for done in collect_set(args.base, "scenes-dev", args.each, args.out, args.seed, args.every):
+        for done in collect_set(args.base, args.set, args.each, args.out, args.seed, args.every):
             print(done, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Draws of Scenes prompts: the training mixture and the four fixed sets."""
+"""Draws of Scenes prompts: the training mixture and the fixed sets."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ from collections.abc import Callable
 
 from secondlook.worlds.scenes.grammar import COLORS, MAX_OBJECTS, RELATIONS, SHAPES, TASKS, Group, Prompt
 
-SETS = {"scenes-dev": 20250101, "scenes-test": 20250202, "scenes-hard-dev": 20250303, "scenes-hard-test": 20250404}
+SETS = {
+    "scenes-dev": 20250101, "scenes-test": 20250202, "scenes-hard-dev": 20250303, "scenes-hard-test": 20250404,
+    "scenes-expert-dev": 20250505, "scenes-expert-test": 20250606,
+}  # fmt: skip
 PER_TASK = 50
 HARD_ATOMS = (3, 4, 5, 6)
 PER_ATOMS = 30
+EXPERT_ATOMS = (4, 5, 6)
+PER_EXPERT = 80
 _HALF_HELD_OUT = ("position", "color_attr")
 
 
@@ -58,11 +63,19 @@ def sample_training(rng: random.Random) -> Prompt:
             return prompt
 
 
+def sample_hard(rng: random.Random) -> Prompt:
+    """A compound prompt for training on what is hard: 3 to 6 atoms, each as likely, nothing held out."""
+    return _draw(lambda: _compound(rng), False, rng.choice(HARD_ATOMS))
+
+
 def prompt_set(name: str) -> list[Prompt]:
-    """One of ``SETS``: 300 prompts by task, or 120 compound prompts by atoms; the same list on every machine."""
+    """One of ``SETS``: 300 prompts by task, or 120 (hard) or 240 (expert) compound prompts by atoms; the same list on every
+    machine."""
     rng = random.Random(SETS[name])
     if "hard" in name:
         return _hard(rng)
+    if "expert" in name:
+        return [_draw(lambda: _compound(rng), i % 4 == 0, atoms) for atoms in EXPERT_ATOMS for i in range(PER_EXPERT)]
     prompts = []
     for tag in TASKS:
         for i in range(PER_TASK):
