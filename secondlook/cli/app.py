@@ -78,7 +78,7 @@ def parser() -> Parser:
     _searching(commands)
     _sampling(commands.add_parser("sample", help="plain samples of a prompt or of classes, without search"))
     prompts = commands.add_parser("prompts", help="print a prompt set as GenEval metadata")
-    prompts.add_argument("set", help="scenes-dev, scenes-test, scenes-hard-dev or scenes-hard-test")
+    prompts.add_argument("set", help="scenes-dev, scenes-test, and the same after scenes-hard- and scenes-expert-")
     listing = commands.add_parser("list", help="plans, verifiers, selectors, worlds, models, solvers or pipelines")
     listing.add_argument("what")
     _training(commands.add_parser("train", help="train a world's model, verifier or judge"))
