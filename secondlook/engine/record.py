@@ -16,7 +16,7 @@ from secondlook.types import Condition, Context, Cost, Outcome, Proposal, Remark
 Body = dict[str, Any]
 PARTS = {
     "round": ("n", "count", "proposed", "proposals", "left"),
-    "ended": ("winner", "named", "left", "baseline", "plain", "out_of_budget"),
+    "ended": ("left", "baseline"),
     "began": ("limits",),
 }  # of an event's body, that are read when a run goes on
 
