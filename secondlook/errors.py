@@ -18,6 +18,10 @@ class ConfigError(SecondlookError):
     exit_code = 2
 
 
+class BudgetError(ConfigError):
+    """A budget that buys nothing."""
+
+
 class ShapeError(SecondlookError):
     """Tensors of shapes that do not go together."""
 

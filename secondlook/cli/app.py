@@ -20,7 +20,7 @@ ACTS = {
     **{name: f"secondlook.cli.search:{name}" for name in ("draw", "resume", "replay", "report", "rescore", "export")},
     "sample": "secondlook.cli.sample:sample", "train": "secondlook.train.command:run", "import": "secondlook.cli.data:import_weights",
     "encode": "secondlook.cli.data:encode", "evaluate": "secondlook.cli.data:evaluate", "prompts": "secondlook.cli.data:prompts",
-    "list": "secondlook.cli.data:show",
+    "list": "secondlook.cli.data:show", "bench": "secondlook.cli.bench:bench",
 }  # fmt: skip
 COMMANDS = tuple(ACTS)
 SLOW = (
@@ -30,6 +30,7 @@ SLOW = (
     "rescore",
     "sample",
     "train",
+    "bench",
 )  # to start: a word at once, or a person thinks it hangs
 
 
@@ -84,6 +85,7 @@ def parser() -> Parser:
     _training(commands.add_parser("train", help="train a world's model, verifier or judge"))
     _importing(commands.add_parser("import", help="official SiT, REPA or DiT weights into this project's own file"))
     _encoding(commands.add_parser("encode", help="a folder of pictures into latents, once, for training"))
+    _comparing(commands.add_parser("bench", help="compare plans at equal budgets, on your own prompts and model"))
     _evaluating(commands.add_parser("evaluate", help="FID and other scores of sampled pictures"))
     return top
 
@@ -132,6 +134,34 @@ def _sampling(p: argparse.ArgumentParser) -> None:
     p.add_argument("--part", type=whole, help="pictures written at once (default: 256)")
     p.add_argument("--quiet", action="store_true", help="no progress on stderr")
     add_settings(p, ("sampling", "guidance", "times", "pipeline"))
+
+
+def _comparing(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "methods", nargs="+", metavar="METHOD", help='a plan and flags of draw, in quotes: "random(n=1000) --steps 8"'
+    )
+    p.add_argument(
+        "--prompts",
+        required=True,
+        metavar="FILE",
+        help="a file as draw takes it, or the name of a set (scenes-expert-dev)",
+    )
+    p.add_argument("--every", type=whole, default=1, help="take each EVERY-th prompt")
+    p.add_argument("--budgets", required=True, help="limits for each prompt, with commas: 160,320,640")
+    p.add_argument("--unit", default="evals", help="what budgets count (default: evals, network passes)")
+    p.add_argument("--seeds", type=whole, default=4, help="draws of everything, paired (default: 4)")
+    p.add_argument(
+        "--baseline", type=whole, default=0, help="the method that others are compared with, by its place (default: 0)"
+    )
+    p.add_argument("--tuned", metavar="RESULTS.json", help="another benchmark's results, on other prompts: its best method at each budget is "
+                   "the baseline here")  # fmt: skip
+    p.add_argument("--measure", help="what methods are compared by (default: checker, else judge, else score)")
+    p.add_argument(
+        "--latency", help="evals=SECONDS,decodes=SECONDS,verdicts=SECONDS instead of the clock's, as of a larger model"
+    )
+    p.add_argument("--workers", type=whole, default=1, help="runs at once, each a process")
+    p.add_argument("--out", required=True, metavar="DIR", help="holds the runs; name it again to go on")
+    add_settings(p, ("search", "sampling", "guidance", "times", "pipeline"))
 
 
 def _importing(p: argparse.ArgumentParser) -> None:

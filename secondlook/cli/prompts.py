@@ -9,12 +9,15 @@ from secondlook.backends.find import world_meant
 from secondlook.errors import ConfigError
 from secondlook.settings import Settings
 from secondlook.worlds.scenes.grammar import from_metadata, parse
+from secondlook.worlds.scenes.prompts import SETS, prompt_set
 
 
 def read_prompts(path: Path, s: Settings) -> list[str]:
-    """The prompts of a file: one a line, or GenEval JSON lines; ConfigError with the line's number. s: what will draw them, as
+    """The prompts of a file, or of a set by its name (scenes-dev): one a line, or GenEval JSON lines; ConfigError with the line's number. s: what will draw them, as
     it was given: lines of the Scenes world are checked here, where their number is known."""
     scenes = world_meant(s) == "scenes"
+    if str(path) in SETS and not path.exists():
+        return [p.text for p in prompt_set(str(path))]
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # newlines of every system are read as one
     except FileNotFoundError:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from secondlook.errors import ConfigError, nearest
+from secondlook.errors import BudgetError, ConfigError, nearest
 from secondlook.types import UNITS, Cost
 
 _NANO = 10**9
@@ -53,7 +53,7 @@ class Budget:
         for name, limit in self.limits.items():
             price = getattr(sample, name)
             if name != "seconds" and limit < price:
-                raise ConfigError(
+                raise BudgetError(
                     f"{what} costs {price} {name} here; the budget of {limit:g} {name} buys none. Raise it."
                 )
 

@@ -48,6 +48,7 @@ class TaskRun:
         self._rounds = list(record.rounds.get(task.index, []))
         self._left: dict[str, float] = {}
         self._free = 0
+        self._asked = False  # what is left: whether another budget would have been searched otherwise
         # The plan's own copy: what it does to it decides neither what is judged nor what is keyed. Functions and not methods,
         # whose __self__ would be the whole engine.
         means = Means(lambda: self._told(), lambda proposal: self._price_of(proposal), rig.stochastic)
@@ -108,6 +109,7 @@ class TaskRun:
             self._left = {u: v for u, said_v in said.items() if (v := number_in(said_v)) is not None}
 
     def _told(self) -> Mapping[str, float]:
+        self._asked = True
         return {**self.ledger.left(), **self._left}
 
     def _price_of(self, proposal: Proposal) -> Cost:
@@ -253,7 +255,7 @@ class TaskRun:
         winner = named if named is not None else best(done).id if done else None
         left = {u: number_out(v) for u, v in self._left.items()}
         body = {"winner": winner, "named": named, "returned": value, "out_of_budget": self.broke, "left": left,
-                "baseline": self.baseline() is not None, "plain": self._plain_number()}  # fmt: skip
+                "baseline": self.baseline() is not None, "plain": self._plain_number(), "asked": self._asked}  # fmt: skip
         self.journal.write([("ended", index, None, body)])
 
     def _pictured(self, n: int) -> bool:

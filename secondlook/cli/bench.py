@@ -1,0 +1,129 @@
+"""`secondlook bench`: a table of methods at equal budgets, of one's own model and prompts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from secondlook.bench import suite
+from secondlook.bench.curves import Latency
+from secondlook.bench.methods import Method
+from secondlook.cli.options import given
+from secondlook.cli.prompts import read_prompts
+from secondlook.cost import UNITS
+from secondlook.errors import ConfigError, nearest
+from secondlook.settings import Settings
+from secondlook.worlds.scenes.checker import detect, judge
+from secondlook.worlds.scenes.grammar import parse
+
+Args = argparse.Namespace
+
+
+def bench(args: Args) -> int:
+    shared = given(args)
+    if set(shared) & {*UNITS, *(f"total_{u}" for u in UNITS), "seed", "plan"}:
+        raise ConfigError("A benchmark has its own budgets and seeds: --budgets, --unit, --seeds.")
+    methods = [Method.parse(text, shared) for text in args.methods]
+    prompts = read_prompts(Path(args.prompts), Settings(**{k: v for k, v in shared.items() if k in ("world", "model")}))
+    prompts = prompts[:: args.every]
+    if args.unit not in UNITS:
+        raise ConfigError(f'There is no unit of cost "{args.unit}"; {nearest(args.unit, UNITS)}')
+    scenes = shared.get("world", "scenes") == "scenes" and shared.get("model", "scenes") == "scenes"
+    budgets = _budgets(args.budgets)
+    tuned: Mapping[float, int] = {}
+    if args.tuned:
+        methods, tuned = _tuned(Path(args.tuned), methods, budgets, args.unit, shared)
+    plan = suite.Plan(methods, prompts, _classes(prompts, scenes), args.unit, budgets, args.seeds, args.baseline, tuned)
+    if not 0 <= args.baseline < len(methods):
+        raise ConfigError(f"--baseline is a method's place, from 0 to {len(methods) - 1}; got {args.baseline}.")
+    out = Path(args.out)
+    runs = suite.carry(plan, out, args.workers, max(1, (os.cpu_count() or 1) // args.workers))
+    found = suite.curves(plan, runs, _atoms if scenes else None, _latency(args.latency))
+    told = suite.results(plan, found, suite.measure_of(found, args.measure))
+    words = ["secondlook", "bench", *args.methods, *_words(args)]
+    suite.write(
+        plan,
+        told,
+        found,
+        out,
+        shlex.join(words),
+        {"prompt_set": args.prompts, "every": args.every, "latency": args.latency},
+    )
+    print(suite.table(told, plan))
+    print(f"Written: {out / 'report.html'}, results.json, results.csv, table.md.", file=sys.stderr)
+    return 0
+
+
+def _budgets(text: str) -> tuple[float, ...]:
+    try:
+        found = sorted({float(part) for part in text.split(",")})
+    except ValueError:
+        raise ConfigError(
+            f'--budgets are numbers with commas between them, such as 160,320,640; got "{text}".'
+        ) from None
+    if not found or found[0] <= 0:
+        raise ConfigError(f"--budgets must be above 0; got {text}.")
+    return tuple(int(b) if b == int(b) else b for b in found)
+
+
+def _latency(text: str | None) -> Latency | None:
+    if text is None:
+        return None
+    try:
+        parts = {k: float(v) for k, v in (p.split("=") for p in text.split(","))}
+        return Latency(**parts)
+    except (ValueError, TypeError):
+        raise ConfigError(f'--latency is evals=SECONDS,decodes=SECONDS,verdicts=SECONDS; got "{text}".') from None
+
+
+def _classes(prompts: Sequence[str], scenes: bool) -> list[str]:
+    """Strata: GenEval's tasks, and compound prompts by their number of atoms."""
+    if not scenes:
+        return ["all"] * len(prompts)
+    return [f"{p.atoms} atoms" if p.tag == "compound" else p.tag for p in map(parse, prompts)]
+
+
+def _atoms(picture: np.ndarray, prompt: str) -> dict[str, float]:
+    """The share of a prompt's atoms that the exact checker finds in a picture."""
+    return {"atoms": float(np.mean(judge(detect(picture), parse(prompt)).atoms))}
+
+
+def _tuned(
+    path: Path, methods: list[Method], budgets: Sequence[float], unit: str, shared: Mapping[str, Any]
+) -> tuple[list[Method], dict[float, int]]:
+    """For each budget the method that did best in another benchmark's results (on other prompts), added to ``methods``."""
+    try:
+        had = json.loads(path.read_text())
+        rows, measure = had["rows"], had["measure"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f'--tuned names the results.json of a benchmark; "{path}" is none ({error}).') from None
+    methods, chosen = list(methods), {}
+    for budget in budgets:
+        some = [r for r in rows if r["budget"] == budget and r["unit"] == unit and r["method"] != "tuned best of n"]
+        if not some:
+            raise ConfigError(f'"{path}" has no rows at {budget:g} {unit}; give the same --budgets and --unit there.')
+        text = max(some, key=lambda r: r[measure])["method"]
+        texts = [m.text for m in methods]
+        if text not in texts:
+            methods.append(Method.parse(text, shared))
+        chosen[budget] = [m.text for m in methods].index(text)
+    return methods, chosen
+
+
+def _words(args: Args) -> list[str]:
+    words = ["--prompts", args.prompts, "--budgets", args.budgets, "--unit", args.unit, "--seeds", str(args.seeds)]
+    for name in ("every", "tuned", "measure", "latency"):
+        value = getattr(args, name)
+        if value not in (None, 1):
+            words += [f"--{name}", str(value)]
+    for name, value in given(args).items():
+        words += [f"--{name.replace('_', '-')}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+    return [*words, "--out", args.out]
