@@ -31,6 +31,12 @@ def bench(args: Args) -> int:
     shared = given(args)
     if set(shared) & {*UNITS, *(f"total_{u}" for u in UNITS), "seed", "plan"}:
         raise ConfigError("A benchmark has its own budgets and seeds: --budgets, --unit, --seeds.")
+    for name in ("seeds", "every", "workers"):
+        if getattr(args, name) < 1:
+            raise ConfigError(f"--{name} must be 1 or more; got {getattr(args, name)}.")
+    if not 0 <= args.baseline < len(args.methods):
+        raise ConfigError(f"--baseline is a method's place, from 0 to {len(args.methods) - 1}; got {args.baseline}.")
+    latency = _latency(args.latency)
     methods = [Method.parse(text, shared) for text in args.methods]
     prompts = read_prompts(Path(args.prompts), Settings(**{k: v for k, v in shared.items() if k in ("world", "model")}))
     prompts = prompts[:: args.every]
@@ -42,11 +48,9 @@ def bench(args: Args) -> int:
     if args.tuned:
         methods, tuned = _tuned(Path(args.tuned), methods, budgets, args.unit, shared)
     plan = suite.Plan(methods, prompts, _classes(prompts, scenes), args.unit, budgets, args.seeds, args.baseline, tuned)
-    if not 0 <= args.baseline < len(methods):
-        raise ConfigError(f"--baseline is a method's place, from 0 to {len(methods) - 1}; got {args.baseline}.")
     out = Path(args.out)
     runs = suite.carry(plan, out, args.workers, max(1, (os.cpu_count() or 1) // args.workers))
-    found = suite.curves(plan, runs, _atoms if scenes else None, _latency(args.latency))
+    found = suite.curves(plan, runs, _atoms if scenes else None, latency)
     told = suite.results(plan, found, suite.measure_of(found, args.measure))
     words = ["secondlook", "bench", *args.methods, *_words(args)]
     suite.write(
