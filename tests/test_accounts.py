@@ -162,3 +162,22 @@ def test_what_a_plan_is_told_that_going_on_costs_is_what_it_costs(network: TextS
     record = drive(tmp_path / "run", tiny_rig(network), plan)
     assert [record.costs[i].with_seconds(0) for i in (1, 0)] == list(told[0])
     assert record.costs[0].nfe + record.costs[1].nfe == STEPS
+
+
+def test_a_plan_that_is_played_again_is_told_what_it_was_told(network: TextSiT, tmp_path: Path) -> None:
+    """Although the run goes on with a larger budget."""
+    told: list[float] = []
+
+    def plan(task: Task) -> Plan:
+        while True:
+            told.append(task.remaining()["nfe"])
+            yield fresh(task, 1)
+
+    stop = stop_when(lambda d: d.drawn >= 2)
+    with pytest.raises(KeyboardInterrupt):
+        drive(tmp_path / "run", tiny_rig(network, rows=1), plan, nfe=3 * STEPS, progress=stop)
+    before, told[:] = told[:], []
+    drive(tmp_path / "run", tiny_rig(network, rows=1), plan, nfe=9 * STEPS)
+    assert before == [3 * STEPS, 2 * STEPS, STEPS]
+    assert told[:3] == before
+    assert len(told) > 3
