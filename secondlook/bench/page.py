@@ -15,7 +15,7 @@ from secondlook.report.text import esc
 if TYPE_CHECKING:
     from secondlook.bench.suite import Plan
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 560, 300, 44, 200, 14, 40
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 510, 290, 44, 196, 14, 40
 COLORS = ("#0067a8", "#9a5a00", "#a1347f", "#00704f", "#b3261e", "#5c6067", "#6a51a3", "#00838f")
 DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 4")
 MORE = (
@@ -31,9 +31,9 @@ def page(plan: Plan, told: Mapping[str, Any], found: Sequence[Curve], command: s
     rows = told["rows"]
     names = [c.method for c in found]
     shown = [n for n in ("checker", "judge", "score", "atoms") if n != measure and any(n in r for r in rows)]
-    plots = [_plot(rows, names, "budget", measure, f"{measure} over {plan.unit} a prompt")]
-    plots.append(_plot(rows, names, "seconds", measure, f"{measure} over seconds a prompt"))
-    plots += [_plot(rows, names, "budget", n, f"{n} over {plan.unit} a prompt") for n in shown]
+    plots = [_plot(rows, names, "budget", measure, f"{measure} over {plan.unit} a prompt", measure)]
+    plots.append(_plot(rows, names, "seconds", measure, f"{measure} over seconds a prompt", measure))
+    plots += [_plot(rows, names, "budget", n, f"{n} over {plan.unit} a prompt", measure) for n in shown]
     areas = "".join(
         f"<tr><td>{esc(a['method'])}</td><td>{a['area']:.3f} ({a['interval'][0]:.3f} to {a['interval'][1]:.3f})</td><td>"
         + (f"{a['ratio']:.3f} ({a['ratio_interval'][0]:.3f} to {a['ratio_interval'][1]:.3f})" if "ratio" in a else "")
@@ -70,8 +70,10 @@ def _rows(told: Mapping[str, Any], plan: Plan) -> str:
     return f"<table><tr>{head}</tr>{body}</table>"
 
 
-def _plot(rows: Sequence[Mapping[str, Any]], names: Sequence[str], axis: str, value: str, what: str) -> str:
-    """Lines over the logarithm of ``axis``; the legend's order is that of their ends."""
+def _plot(
+    rows: Sequence[Mapping[str, Any]], names: Sequence[str], axis: str, value: str, what: str, measure: str
+) -> str:
+    """Lines over the logarithm of ``axis``, with the measure's intervals; the legend's order is that of their ends."""
     lines = {n: [(r[axis], r[value]) for r in rows if r["method"] == n and value in r and r[axis] > 0] for n in names}
     points = [p for line in lines.values() for p in line]
     if not points:
@@ -96,19 +98,29 @@ def _plot(rows: Sequence[Mapping[str, Any]], names: Sequence[str], axis: str, va
     for x in sorted({x for x, _ in points}) if axis == "budget" else np.geomspace(math.exp(begin), math.exp(end), 5):
         px = at(float(x), low).split(",")[0]
         parts.append(f'<text x="{px}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{x:.3g}</text>')
+    spans = {(r["method"], r[axis]): r["interval"] for r in rows if "interval" in r and value == measure and axis in r}
     for k, name in enumerate(names):
-        if lines[name]:
-            style = f'stroke="{COLORS[k % len(COLORS)]}" stroke-dasharray="{DASHES[k // len(COLORS) % len(DASHES)]}"'
-            parts.append(
-                f'<polyline fill="none" stroke-width="2" {style} points="{" ".join(at(*p) for p in lines[name])}"/>'
-            )
+        if not lines[name]:
+            continue
+        color = COLORS[k % len(COLORS)]
+        style = f'stroke="{color}" stroke-dasharray="{DASHES[k // len(COLORS) % len(DASHES)]}"'
+        path = " ".join(at(*p) for p in lines[name])
+        parts.append(f'<polyline fill="none" stroke-width="2" {style} points="{path}"/>')
+        for x, y in lines[name]:
+            px, py = at(x, y).split(",")
+            parts.append(f'<circle cx="{px}" cy="{py}" r="3" fill="{color}"/>')
+            if (name, x) in spans:
+                ends_at = [at(x, min(max(v, low), high)).split(",")[1] for v in spans[name, x]]
+                parts.append(
+                    f'<line x1="{px}" x2="{px}" y1="{ends_at[0]}" y2="{ends_at[1]}" stroke="{color}" opacity=".45"/>'
+                )
     ends = sorted((n for n in names if lines[n]), key=lambda n: -lines[n][-1][1])
     for place, name in enumerate(ends):
         y, k = TOP + 12 + 16 * place, list(names).index(name)
         parts.append(
             f'<line x1="{WIDTH - RIGHT + 8}" x2="{WIDTH - RIGHT + 28}" y1="{y - 4}" y2="{y - 4}" stroke-width="2" '
             f'stroke="{COLORS[k % len(COLORS)]}" stroke-dasharray="{DASHES[k // len(COLORS) % len(DASHES)]}"/>'
-            f'<text x="{WIDTH - RIGHT + 32}" y="{y}">{esc(name if len(name) < 28 else name[:26] + "…")}</text>'
+            f'<text x="{WIDTH - RIGHT + 32}" y="{y}">{esc(name if len(name) < 27 else name[:25] + "…")}</text>'
         )
     parts.append(f'<text x="{LEFT}" y="{HEIGHT - 8}">{esc(what)}</text>')
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" role="img" aria-label="{esc(what)}">{"".join(parts)}</svg>'
