@@ -18,7 +18,7 @@ from secondlook.train.pairs import Shown, describe, fact_places, fresh, moved, n
 from secondlook.train.samples import Samples
 from secondlook.train.verifier import batch, loss_of, pool_of, train_verifier, trainer
 from secondlook.types import Condition
-from secondlook.verify.learned import ROWS, LearnedVerifier, load_verifier, save_verifier
+from secondlook.verify.learned import AGREE, ROWS, LearnedVerifier, load_verifier, save_verifier
 from secondlook.verify.networks import KINDS, NetworkConfig, build
 from secondlook.worlds.scenes.checker import check, detect, judge
 from secondlook.worlds.scenes.grammar import WORDS, parse
@@ -265,3 +265,29 @@ def test_mirrored_pictures_mirror_their_relation() -> None:
     said = {moved(Shown(picture, detect(picture), prompt), rng).prompt.text for _ in range(20)}
     mirrored = parse("a circle right of a cross")
     assert said == ({prompt.text} if mirrored.held_out else {prompt.text, mirrored.text})
+
+
+def test_a_render_s_truth_is_what_the_checker_sees() -> None:
+    """Labels by the renderer's own scenes are a second witness to those by the checker's eyes."""
+    told, seen = (fresh(random.Random(5), 120, hard=0.5, truth=truth) for truth in (True, False))
+    assert all(np.array_equal(a.picture, b.picture) for a, b in zip(told, seen, strict=True))
+    same, differ = 0, 0
+    for a, b in zip(told, seen, strict=True):
+        for prompt in (a.prompt, near_miss(a.prompt, random.Random(1))):
+            if judge(a.seen, prompt).right == judge(b.seen, prompt).right:
+                same += 1
+            else:
+                differ += 1
+    assert differ <= 2 < same
+    assert sum(p.prompt.atoms >= 3 for p in told) > 60
+
+
+def test_a_network_without_rules_answers_by_its_match_head_alone() -> None:
+    torch.manual_seed(0)
+    pictures = torch.randint(0, 256, (3, 64, 64, 3), dtype=torch.uint8)
+    conditions = [Condition("a red circle")] * 3
+    network = build(NetworkConfig("film", WORDS, rules=False))
+    alone = LearnedVerifier(network, "x").logits(pictures, conditions)
+    network.config = replace(network.config, rules=True)
+    gap = LearnedVerifier(network, "x").logits(pictures, conditions) - alone
+    assert torch.allclose(gap.abs(), torch.full((3,), AGREE, dtype=torch.float64))

@@ -6,7 +6,7 @@ what it really shows. No prompt made here says a held-out combination.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,8 +15,8 @@ from secondlook.errors import ConfigError
 from secondlook.worlds.scenes.checker import Found, Seen, detect_batch, judge
 from secondlook.worlds.scenes.corrupt import KINDS, corrupt
 from secondlook.worlds.scenes.grammar import COLORS, MAX_OBJECTS, OPPOSITE, RELATIONS, SHAPES, Group, Prompt, parse
-from secondlook.worlds.scenes.prompts import sample_training
-from secondlook.worlds.scenes.render import BACKGROUND, SIZE, render, sample_scene
+from secondlook.worlds.scenes.prompts import sample_hard, sample_training
+from secondlook.worlds.scenes.render import BACKGROUND, SIZE, Thing, render, sample_scene
 
 CORRUPTED = 0.4  # share of the renders that are corrupted
 _TRIES = 20
@@ -31,16 +31,33 @@ class Shown:
     prompt: Prompt
 
 
-def fresh(rng: random.Random, count: int) -> list[Shown]:
-    """Renders of training prompts, some of them corrupted."""
-    prompts = [sample_training(rng) for _ in range(count)]
+def fresh(rng: random.Random, count: int, hard: float = 0.0, truth: bool = False) -> list[Shown]:
+    """Renders of training prompts, some of them corrupted. hard: the share of hard prompts among them. truth: whether what a
+    render holds is told by its scene, not by the checker's eyes; of a corrupted one they tell all the same."""
+    prompts = [sample_hard(rng) if hard and rng.random() < hard else sample_training(rng) for _ in range(count)]
     scenes = [sample_scene(p, rng) for p in prompts]
     pictures = render(scenes)
+    whole = [True] * count
     for i, (scene, prompt) in enumerate(zip(scenes, prompts, strict=True)):
         if rng.random() < CORRUPTED:
             spoilt = corrupt(scene, prompt, rng.choice(KINDS), rng)
-            pictures[i] = pictures[i] if spoilt is None else spoilt
-    return [Shown(*each) for each in zip(pictures, detect_batch(pictures), prompts, strict=True)]
+            if spoilt is not None:
+                pictures[i], whole[i] = spoilt, False
+    if not truth:
+        return [Shown(*each) for each in zip(pictures, detect_batch(pictures), prompts, strict=True)]
+    eyes = iter(detect_batch(pictures[[not w for w in whole]]))
+    seen = [_held(scene) if w else next(eyes) for w, scene in zip(whole, scenes, strict=True)]
+    return [Shown(*each) for each in zip(pictures, seen, prompts, strict=True)]
+
+
+def _held(scene: Sequence[Thing]) -> Seen:
+    """What a scene holds, as its renderer knows it."""
+    found = []
+    for thing in scene:
+        (x, y), r = thing.box_center, thing.r
+        box = (round(x - r), round(y - r), round(x + r), round(y + r))
+        found.append(Found(thing.shape, thing.color, box, r, 1.0))
+    return Seen(tuple(found))
 
 
 def moved(shown: Shown, rng: random.Random) -> Shown:

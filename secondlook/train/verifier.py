@@ -81,11 +81,11 @@ def pool_of(samples: Samples) -> list[Shown]:
     return [shown for shown in every if not shown.prompt.held_out]
 
 
-def batch(pool: Sequence[Shown], seed: int, step: int, count: int) -> Batch:
-    """Pictures and prompts of one step, by seed and step: fresh renders and, from ``pool``, base samples."""
+def batch(pool: Sequence[Shown], seed: int, step: int, count: int, hard: float = 0.0, truth: bool = False) -> Batch:
+    """Pictures and prompts of one step, by seed and step: fresh renders (pairs.fresh) and, from ``pool``, base samples."""
     rng = random.Random(f"verifier-{seed}-{step}")
     sampled = round(count * SAMPLED) if pool else 0
-    shown = [moved(rng.choice(pool), rng) for _ in range(sampled)] + fresh(rng, count - sampled)
+    shown = [moved(rng.choice(pool), rng) for _ in range(sampled)] + fresh(rng, count - sampled, hard, truth)
     prompts = [prompts_for(s, PROMPTS, rng) for s in shown]
     ids = tokenize(WORDS, _LENGTH, [p.text for row in prompts for p in row]).view(count, PROMPTS, -1)
     pictures = to_network(torch.stack([torch.from_numpy(s.picture) for s in shown]))
@@ -135,16 +135,27 @@ def loss_of(reading: Reading, targets: Targets) -> Tensor:
     return match + 0.5 * words + 2.0 * shapes + 0.3 * colors + places + 0.3 * spoiled
 
 
-def trainer(kind: str, folder: Path, config: TrainConfig, samples: Samples | None, init: Path | None = None) -> Trainer:
+@dataclass(frozen=True)
+class Food:
+    """What a network is taught with, and how it answers. hard, truth: of fresh renders (pairs.fresh). rules: NetworkConfig's."""
+
+    hard: float = 0.0
+    truth: bool = False
+    rules: bool = True
+
+
+def trainer(
+    kind: str, folder: Path, config: TrainConfig, samples: Samples | None, init: Path | None = None, food: Food = Food()
+) -> Trainer:
     """A trainer of one network, resuming what ``folder`` holds; ``init`` is a weights file to begin from."""
     torch.manual_seed(config.seed)
-    module = build(NetworkConfig(kind, WORDS))
+    module = build(NetworkConfig(kind, WORDS, rules=food.rules))
     if init is not None:
         fill(module, init)
     pool = pool_of(samples) if samples is not None else []
 
     def loss(forward: Callable[..., Reading], step: int, generator: torch.Generator) -> Tensor:
-        b = batch(pool, config.seed, step, config.batch)
+        b = batch(pool, config.seed, step, config.batch, food.hard, food.truth)
         with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
             reading = forward(b.pictures, b.ids)
         return loss_of(reading, b.targets)
@@ -153,11 +164,12 @@ def trainer(kind: str, folder: Path, config: TrainConfig, samples: Samples | Non
 
 
 def train_verifier(
-    kind: str, samples: Samples | None, out: Path, steps: int, seed: int, init: Path | None = None, batch_size: int = 48
-) -> Iterator[Tick]:
+    kind: str, samples: Samples | None, out: Path, steps: int, seed: int, init: Path | None = None, batch_size: int = 48,
+    food: Food = Food(),
+) -> Iterator[Tick]:  # fmt: skip
     """Train one network in the folder ``out``, and write its moving average there as ``weights.safetensors``."""
     config = TrainConfig(steps=steps, batch=batch_size, warmup=100, ema=0.998, seed=seed, hold=0.5)
-    work = trainer(kind, out, config, samples, init)
+    work = trainer(kind, out, config, samples, init, food)
     yield from work.run()
     module = work.ema.module
     assert isinstance(module, Tokens | Film)
@@ -165,7 +177,7 @@ def train_verifier(
         "kind": kind, "seed": seed, "steps": steps, "pictures": steps * config.batch, "prompts_a_picture": PROMPTS,
         "base_samples": 0 if samples is None else len(samples), "seconds": round(work.seconds),
         "parameters": sum(p.numel() for p in module.parameters()), "threads": torch.get_num_threads(),
-        "continued": init is not None,
+        "continued": init is not None, "hard": food.hard, "truth": food.truth,
     }  # fmt: skip
     save_verifier(module, out / WEIGHTS, facts)
 
@@ -212,6 +224,9 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--init", type=Path)
     p.add_argument("--samples", type=Path, nargs="*", default=[])
+    p.add_argument("--hard", type=float, default=0.0, help="share of hard prompts among the renders")
+    p.add_argument("--truth", action="store_true", help="whole renders are labelled by their scenes")
+    p.add_argument("--no-rules", dest="rules", action="store_false", help="the match head alone answers")
     p = sub.add_parser("evaluate")
     p.add_argument("verifier", type=Path)
     p.add_argument("judge", type=Path)
@@ -228,7 +243,8 @@ def main() -> None:
         args.out.write_text(json.dumps(without_nan(found), indent=1) + "\n")
     elif args.command == "train":
         samples = Samples.load(*args.samples) if args.samples else None
-        _report(train_verifier(args.kind, samples, args.out, args.steps, args.seed, args.init))
+        _report(train_verifier(args.kind, samples, args.out, args.steps, args.seed, args.init,
+                               food=Food(args.hard, args.truth, args.rules)))  # fmt: skip
     elif args.command == "collect":
         for done in collect(args.base, args.count, args.out, args.seed, args.mix, args.ways):
             print(done, flush=True)

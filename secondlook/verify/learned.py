@@ -57,7 +57,8 @@ class LearnedVerifier:
 
     The network answers twice: its match head directly, and its cells by naming the objects, which are then held against
     the prompt by the world's rules. The score is the head's logit, moved by ``AGREE`` either way by the second answer.
-    The checker's own eyes are not used: only what the network sees.
+    The checker's own eyes are not used: only what the network sees. A network whose configuration says so (``rules`` false)
+    answers by its match head alone.
 
     Every call of the network has ``ROWS`` rows, the last ones padded: a matrix product may round differently at another
     batch size, and a row's score must not depend on its company.
@@ -90,11 +91,11 @@ class LearnedVerifier:
             with one_thread():
                 reading = self.network(x, words[:, None])
             out[start : start + count] = reading.match[:count, 0].double().cpu()
-            seen += [seen_in(cells) for cells in reading.cells[:count].cpu()]
+            seen += [seen_in(cells) if c.rules else Seen(()) for cells in reading.cells[:count].cpu()]
         for row, (what, condition) in enumerate(zip(seen, conditions, strict=True)):
             if condition.prompt is None:
                 out[row] = torch.nan
-            else:
+            elif c.rules:
                 out[row] += AGREE if judge(what, parse(condition.prompt)).right else -AGREE
         return out
 

@@ -27,7 +27,8 @@ CELL_VALUES = CELL_SHAPES + CELL_COLORS + 2  # and the object's place in its cel
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Sizes of a verifier network. ``depth`` counts blocks that see the picture alone, ``read`` those that read both."""
+    """Sizes of a verifier network. ``depth`` counts blocks that see the picture alone, ``read`` those that read both. rules: whether
+    its score also asks whether the objects that it names obey the prompt, by the world's rules (verify/learned.py)."""
 
     kind: str
     words: tuple[str, ...]
@@ -37,6 +38,7 @@ class NetworkConfig:
     read: int = 3
     heads: int = 4
     text_length: int = 16
+    rules: bool = True
 
 
 @dataclass(frozen=True)
