@@ -24,6 +24,17 @@ PLANS = {
     "paths": Row(
         "secondlook.plans.paths:paths", "search over paths: re-noise half-made pictures and keep the best (2501.09732)"
     ),
+    "draft": Row(
+        "secondlook.plans.draft:draft", "cheap drafts with few steps, the best drawn again in full (2607.04461)"
+    ),
+    "halving": Row("secondlook.plans.halving:halving", "successive halving on half-made pictures (1502.07943)"),
+    "children": Row(
+        "secondlook.plans.children:children",
+        "one path that splits and goes on with a child (SVDD 2408.08252, CoDe 2502.00968)",
+    ),
+    "particles": Row(
+        "secondlook.plans.particles:particles", "sequential Monte Carlo, Feynman-Kac steering (2501.06848)"
+    ),
 }
 SOLVERS = {
     "euler": Row("secondlook.solvers.ode:Euler", "first-order ODE, one evaluation a step"),

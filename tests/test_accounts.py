@@ -132,8 +132,8 @@ def test_what_the_clock_gave_back_is_not_drawn_by_a_run_that_goes_on(
         m.setattr(Driver, "_late", late_after_two)
         m.setattr(TaskRun, "finish", stop_when(lambda _: True))
         with pytest.raises(KeyboardInterrupt):
-            drive(tmp_path / "run", tiny_rig(network, rows=1), six, seconds=1e6)
-    record = drive(tmp_path / "run", tiny_rig(network, rows=1), six, seconds=1e6)
+            drive(tmp_path / "run", tiny_rig(network, rows=1), six, seconds=1e6, nfe=20 * STEPS)
+    record = drive(tmp_path / "run", tiny_rig(network, rows=1), six, seconds=1e6, nfe=20 * STEPS)
     assert len(record.outcomes) == 2
     assert record.ended[0]["out_of_budget"]
 

@@ -42,6 +42,12 @@ def _proposal(task: Task, move: Any, how: dict[str, Any]) -> Proposal:
     return Proposal(move, **{"condition": task.condition, **how})
 
 
+def on_grid(task: Task, time: float) -> float:
+    """The time of the run's grid that is nearest, so that a row which stops there takes no step more than one that does not."""
+    inner = [t for t in task.grid if 0 < t < 1]
+    return min(inner, key=lambda t: abs(t - time)) if inner else time
+
+
 def best(outcomes: Iterable[Outcome]) -> Outcome:
     """The highest score; the earliest of equals; what has none only where there is nothing else."""
     return top(list(outcomes), 1)[0]
