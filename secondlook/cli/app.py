@@ -20,7 +20,7 @@ ACTS = {
     **{name: f"secondlook.cli.search:{name}" for name in ("draw", "resume", "replay", "report", "rescore", "export")},
     "sample": "secondlook.cli.sample:sample", "train": "secondlook.train.command:run", "import": "secondlook.cli.data:import_weights",
     "encode": "secondlook.cli.data:encode", "evaluate": "secondlook.cli.data:evaluate", "prompts": "secondlook.cli.data:prompts",
-    "list": "secondlook.cli.data:show", "bench": "secondlook.cli.bench:bench",
+    "list": "secondlook.cli.data:show", "bench": "secondlook.cli.bench:bench", "probe": "secondlook.cli.bench:probe",
 }  # fmt: skip
 COMMANDS = tuple(ACTS)
 SLOW = (
@@ -31,6 +31,7 @@ SLOW = (
     "sample",
     "train",
     "bench",
+    "probe",
 )  # to start: a word at once, or a person thinks it hangs
 
 
@@ -86,6 +87,7 @@ def parser() -> Parser:
     _importing(commands.add_parser("import", help="official SiT, REPA or DiT weights into this project's own file"))
     _encoding(commands.add_parser("encode", help="a folder of pictures into latents, once, for training"))
     _comparing(commands.add_parser("bench", help="compare plans at equal budgets, on your own prompts and model"))
+    _probing(commands.add_parser("probe", help="a few draws, and what they say a search could win"))
     _evaluating(commands.add_parser("evaluate", help="FID and other scores of sampled pictures"))
     return top
 
@@ -161,6 +163,16 @@ def _comparing(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--workers", type=whole, default=1, help="runs at once, each a process")
     p.add_argument("--out", required=True, metavar="DIR", help="holds the runs; name it again to go on")
+    add_settings(p, ("search", "sampling", "guidance", "times", "pipeline"))
+
+
+def _probing(p: argparse.ArgumentParser) -> None:
+    p.add_argument("prompt", nargs="?", help="what to draw, in quotes")
+    p.add_argument("--prompts", metavar="FILE", help="a file as draw takes it, or a set's name")
+    p.add_argument("--draws", type=whole, default=8, help="of each prompt (default: 8)")
+    p.add_argument("--out", metavar="DIR", help="keep the run there")
+    p.add_argument("--json", metavar="FILE", help="also write all numbers")
+    p.add_argument("--quiet", action="store_true", help="no progress on stderr")
     add_settings(p, ("search", "sampling", "guidance", "times", "pipeline"))
 
 

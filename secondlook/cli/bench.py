@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from secondlook.bench.methods import Method
 from secondlook.cli.options import given
 from secondlook.cli.prompts import read_prompts
 from secondlook.cost import UNITS
+from secondlook.disk.atomic import write_whole
+from secondlook.engine.store import Store
 from secondlook.errors import ConfigError, nearest
 from secondlook.settings import Settings
 from secondlook.worlds.scenes.checker import detect, judge
@@ -63,6 +66,32 @@ def bench(args: Args) -> int:
     )
     print(suite.table(told, plan))
     print(f"Written: {out / 'report.html'}, results.json, results.csv, table.md.", file=sys.stderr)
+    return 0
+
+
+def probe(args: Args) -> int:
+    """`secondlook probe`: plain draws, and what they say of a search's worth."""
+    from secondlook import api
+    from secondlook.bench.probe import read, summary, told
+    from secondlook.cli.progress import Progress
+
+    if (args.prompt is None) == (args.prompts is None):
+        raise ConfigError("Give either one prompt in quotes or --prompts FILE (or a set's name).")
+    if not 2 <= args.draws <= 64:
+        raise ConfigError(f"--draws must be from 2 to 64; got {args.draws}.")
+    options = given(args)
+    s, _, _ = api.asked(options)
+    asked = [args.prompt] if args.prompts is None else read_prompts(Path(args.prompts), s)
+    with tempfile.TemporaryDirectory(prefix="secondlook-") as folder:
+        out = Path(args.out) if args.out else Path(folder) / "run"
+        progress = None if args.quiet else Progress(len(asked))
+        api.draw(asked, f"random(n={args.draws})", out, progress=progress, **options)
+        store = Store.open(out)
+        found = summary(read(store))
+        store.close()
+    print("\n".join(told(found)))
+    if args.json:
+        write_whole(Path(args.json), (json.dumps(found, indent=1) + "\n").encode())
     return 0
 
 
