@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,7 @@ class BadAnswer(Exception):
 def numbers(found: Any, count: int) -> list[float]:
     """``count`` floats, one a picture, from a tensor, an array or a sequence of numbers."""
     expected = f"expected {count} number{'s' * (count != 1)}, one a picture"
-    if isinstance(found, (str, bytes, Mapping)) or found is None or not hasattr(found, "__len__"):
+    if isinstance(found, (str, bytes, Mapping, Set)) or found is None or not hasattr(found, "__len__"):
         raise BadAnswer(f"{expected}; got {_kind(found)}")
     if isinstance(found, (Tensor, np.ndarray)):
         if found.ndim != 1:
