@@ -16,7 +16,7 @@ from torch import Tensor
 import secondlook
 from examples.own_backend import Blobs, OwnBackend, Tints
 from secondlook.api import replay_outcome
-from secondlook.backends.base import Backend, is_backend
+from secondlook.backends.base import GUIDES, Backend, is_backend
 from secondlook.backends.classes import Weights
 from secondlook.backends.find import find
 from secondlook.backends.latents import Latents
@@ -124,6 +124,17 @@ def test_a_run_of_a_users_own_backend_says_so_when_it_is_not_given_again(tmp_pat
         secondlook.draw("a red circle", model=OwnBackend(), world="scenes")
     with pytest.raises(ConfigError, match='means nothing to the backend "blobs"'):
         secondlook.draw("a red circle", model=OwnBackend(), negative="grey")
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_the_guide_of_a_pipeline_is_not_its_judge_too(guide: str) -> None:
+    pytest.importorskip("diffusers", reason="needs secondlook[hub]")
+    from secondlook.adapters import tiny
+
+    backend = Pipeline(secondlook.load(tiny.make("sana")))
+    s = Settings(["a red cube"], verifier=guide, steps=2)
+    rig = backend.rig(s.filled(backend.usual(s)), make_named("verifier", guide))
+    assert set(rig.judges) == set(GUIDES) - {guide}
 
 
 @pytest.mark.parametrize("thing", [None, "scenes", OwnBackend, object(), np.zeros(3)])
