@@ -18,7 +18,7 @@ from examples.own_backend import Blobs, OwnBackend, Tints
 from secondlook.api import replay_outcome
 from secondlook.backends.base import GUIDES, Backend, is_backend
 from secondlook.backends.classes import Weights
-from secondlook.backends.find import find
+from secondlook.backends.find import find, found_again
 from secondlook.backends.latents import Latents
 from secondlook.backends.pipelines import Pipeline
 from secondlook.engine.rig import Rig
@@ -88,6 +88,10 @@ class TestLatents(BackendContract):
 
     def made(self) -> Backend:
         return Latents(str(self.file), str(self.vae))
+
+    def test_it_is_found_again_where_it_was_unless_told_otherwise(self) -> None:
+        s = Settings(model=str(self.file), vae=str(self.vae), world="latents", device="cpu:0")
+        assert [found_again(s, None, where).device for where in (None, "cpu")] == ["cpu:0", "cpu"]  # type: ignore[attr-defined]
 
 
 class TestPipeline(BackendContract):

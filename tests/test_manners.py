@@ -79,7 +79,9 @@ def test_the_unsearched_picture_is_that_of_the_first_key_in_whatever_order_it_wa
     assert not record.baselines
 
 
-@pytest.mark.parametrize("how", [{"condition": Condition(PROMPTS[1])}, {"steps": 2}, {"stop": 0.5}], ids=str)
+@pytest.mark.parametrize(
+    "how", [{"condition": Condition(PROMPTS[1])}, {"steps": 2}, {"stop": 0.5}], ids=lambda how: next(iter(how))
+)
 def test_the_first_noise_drawn_otherwise_is_not_the_unsearched_picture(
     network: TextSiT, tmp_path: Path, how: dict[str, Any]
 ) -> None:
