@@ -150,15 +150,6 @@ def test_only_what_is_looked_at_is_decoded_and_in_chunks(tmp_path: Path, monkeyp
     assert max(sizes) == 2
 
 
-@pytest.mark.parametrize(("pad", "sizes"), [(True, [1, 1, 1]), (False, [3])])
-def test_pictures_of_padded_runs_are_decoded_one_at_a_time(pad: bool, sizes: list[int], tmp_path: Path) -> None:
-    """A decoder's bits depend on company as a network's do."""
-    model = held("sana")
-    calls = counted(model.pipe.vae.decoder)
-    draw(model, tmp_path / "run", "random(n=3)", rows=3, pad=pad)
-    assert [len(args[0]) for args, _ in calls] == sizes
-
-
 @pytest.mark.parametrize("family", ["sana", "sd3", "pixart", "dit", "sdxl"])
 def test_guidance_costs_a_second_pass(family: str, tmp_path: Path) -> None:
     model, prompt = held(family), "1" if family == "dit" else PROMPT
