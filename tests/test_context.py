@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,14 +106,32 @@ def test_what_was_shown_changes_the_picture(tmp_path: Path) -> None:
     assert [with_context.digests[i] == without.digests[i] for i in range(6)] == [True] * 2 + [False] * 4
 
 
-def test_encodings_of_prompts_that_are_done_are_let_go(tmp_path: Path) -> None:
-    """Of the prompts themselves, and of what points to earlier tries."""
+def rewriting(task: Task) -> Plan:
+    for i in range(3):
+        yield fresh(task, 1, condition=Condition(f"{task.condition.prompt}, {i}"))
+
+
+@pytest.mark.parametrize("plan", [reflecting, rewriting])
+def test_encodings_of_prompts_that_are_done_are_let_go(plan: Callable[[Task], Plan], tmp_path: Path) -> None:
+    """Of the prompts themselves, of what points to earlier tries, and of prompts that a plan wrote."""
     r = rig()
-    drive(tmp_path / "run", r, reflecting, prompts=PROMPTS[:3])
+    drive(tmp_path / "run", r, plan, prompts=PROMPTS[:3])
     assert isinstance(r.encode, Reading)
     assert len(r.encode.made) >= 9
     gc.collect()
     assert [made for made in r.encode.made if made() is not None] == []
+
+
+def test_a_prompt_that_several_tasks_have_is_encoded_once_while_one_of_them_runs(tmp_path: Path) -> None:
+    def more_and_more(task: Task) -> Plan:
+        for _ in range(1 + 2 * task.index):
+            yield fresh(task, 1)
+
+    r = rig()
+    record = drive(tmp_path / "run", r, more_and_more, prompts=PROMPTS[:1] * 4)
+    assert len(record.outcomes) == 16
+    assert isinstance(r.encode, Reading)
+    assert len(r.encode.made) == 1
 
 
 @pytest.mark.parametrize("rows", [1, 4])
