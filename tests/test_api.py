@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import math
 import re
 import shlex
 import shutil
 import sqlite3
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import pytest
 import torch
 
 import secondlook
+from examples.own_backend import OwnBackend
 from secondlook import api
 from secondlook.cli import main
 from secondlook.engine.store import Store
@@ -26,6 +29,7 @@ from secondlook.notes import Note
 from secondlook.report.html import write_report
 from secondlook.settings import OPTIONS
 from secondlook.types import UNITS
+from tests.helpers import Brightness
 
 
 def test_results_come_in_order_with_both_pictures_and_what_they_cost(tmp_path: Path) -> None:
@@ -125,6 +129,9 @@ def test_draw_takes_every_guidance_that_sample_takes(tmp_path: Path) -> None:
         ({"plan": 3}, "--plan must be a text; got 3"),
         ({"out": 3}, "--out must be a folder's name; got 3"),
         ({"seed": True}, "--seed must be a whole number"),
+        ({"nfe": math.inf}, "A budget must be above 0; got nfe = inf"),
+        ({"seconds": math.nan}, "A budget must be above 0; got seconds = nan"),
+        ({"total_evals": math.inf}, "A budget must be above 0; got evals = inf"),
         ({"cfg_interval": 3}, "--cfg-interval must be two times"),
         ({"split": "fair"}, "--split must be one of even, pool"),
         ({"height": 64}, "--height belongs to pipelines"),
@@ -260,6 +267,91 @@ def test_after_a_verifier_failed_a_mended_one_goes_on(
     module(tmp_path, FLIPPING)
     with pytest.warns(Note, match="The verifier's code is not what was there"):
         assert secondlook.resume(tmp_path / "run")[0].score > 0
+
+
+def test_a_run_goes_on_with_the_code_that_its_judges_had(tmp_path: Path) -> None:
+    def stop(driver: Any) -> None:
+        raise KeyboardInterrupt
+
+    words = {"world": "digits", "steps": 2, "verifier": "tests.helpers:Brightness"}
+    with pytest.raises(KeyboardInterrupt):
+        secondlook.draw("7", "random(n=2)", tmp_path / "run", progress=stop, **words)
+    assert "verifier's code" in Store.open(tmp_path / "run").config["weights"]
+    [found] = secondlook.resume(tmp_path / "run")
+    assert math.isfinite(found.score)
+
+
+def test_a_plan_without_end_may_spend_what_twenty_samples_cost(tmp_path: Path) -> None:
+    words = {"model": OwnBackend(), "steps": 3}
+    [found] = secondlook.draw("r", "zero_order()", tmp_path / "run", **words)
+    assert Store.open(tmp_path / "run").config["budget"] == {"nfe": 60}
+    assert found.spent.nfe == 60
+    secondlook.draw("r", "random(n=25)", tmp_path / "counted", **words)  # says itself how many
+    assert Store.open(tmp_path / "counted").config["budget"] == {}
+
+
+def test_the_window_is_that_of_the_run(tmp_path: Path) -> None:
+    def widest(**words: Any) -> int:
+        most: list[int] = []
+        prompts = ["r", "g", "b", "rg"]
+        secondlook.draw(
+            prompts, "random(n=2)", model=OwnBackend(), progress=lambda d: most.append(len(d.runs)), **words
+        )
+        return max(most)
+
+    assert [widest(window=1), widest(window=3), widest()] == [1, 3, 4]
+
+
+def test_an_answer_is_waited_for_no_longer_than_the_runs_patience(tmp_path: Path) -> None:
+    class Slow(Brightness):
+        def __call__(self, samples: Any, conditions: Any) -> Any:
+            time.sleep(0.5)
+            return super().__call__(samples, conditions)
+
+    [found] = secondlook.draw("r", "random(n=1)", tmp_path / "run", model=OwnBackend(), verifier=Slow(), patience=0.1)
+    assert math.isnan(found.score)
+    [failure] = api.Record.read(Store.open(tmp_path / "run")).failures
+    assert "no answer in 0.1 seconds" in failure["error"]
+
+
+def test_a_finished_run_whose_selector_never_answered_is_selected_when_it_is_resumed(tmp_path: Path) -> None:
+    class Selector:
+        name = "worst"
+
+        def __init__(self, works: bool):
+            self.works = works
+
+        def __call__(self, candidates: Any) -> Any:
+            if not self.works:
+                raise RuntimeError("out of order")
+            return [[min(some, key=lambda c: c.score).id] for some in candidates]
+
+    words = {"model": OwnBackend(), "steps": 2}
+    with pytest.raises(RuntimeError):
+        secondlook.draw("r", "random(n=4)", tmp_path / "run", select=Selector(False), **words)
+    record = api.Record.read(Store.open(tmp_path / "run"))
+    assert (record.done, record.selector) == (True, None)
+    [found] = secondlook.resume(tmp_path / "run", model=OwnBackend(), select=Selector(True))
+    assert found.score == min(o.score for o in record.of(0) if o.score is not None)
+    assert api.Record.read(Store.open(tmp_path / "run")).selector == "worst"
+
+
+def test_a_run_goes_on_where_it_was_begun_unless_told_otherwise(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def stop(driver: Any) -> None:
+        seen.append(str(driver.rig.device))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        secondlook.draw("7", "random(n=3)", tmp_path / "run", world="digits", steps=2, device="cpu:0", progress=stop)
+    for how in ({}, {"device": "cpu"}):
+        with pytest.raises(KeyboardInterrupt):
+            secondlook.resume(tmp_path / "run", stop, **how)
+    assert seen == ["cpu:0", "cpu:0", "cpu"]
+    with pytest.raises(ConfigError, match='device "tpu9" cannot be used here'):
+        secondlook.resume(tmp_path / "run", device="tpu9")
+    assert len(secondlook.resume(tmp_path / "run")) == 1
 
 
 def test_a_selector_and_a_share_for_all_prompts(tmp_path: Path) -> None:

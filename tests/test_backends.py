@@ -16,9 +16,9 @@ from torch import Tensor
 import secondlook
 from examples.own_backend import Blobs, OwnBackend, Tints
 from secondlook.api import replay_outcome
-from secondlook.backends.base import Backend, is_backend
+from secondlook.backends.base import GUIDES, Backend, is_backend
 from secondlook.backends.classes import Weights
-from secondlook.backends.find import find
+from secondlook.backends.find import find, found_again
 from secondlook.backends.latents import Latents
 from secondlook.backends.pipelines import Pipeline
 from secondlook.engine.rig import Rig
@@ -89,6 +89,10 @@ class TestLatents(BackendContract):
     def made(self) -> Backend:
         return Latents(str(self.file), str(self.vae))
 
+    def test_it_is_found_again_where_it_was_unless_told_otherwise(self) -> None:
+        s = Settings(model=str(self.file), vae=str(self.vae), world="latents", device="cpu:0")
+        assert [found_again(s, None, where).device for where in (None, "cpu")] == ["cpu:0", "cpu"]  # type: ignore[attr-defined]
+
 
 class TestPipeline(BackendContract):
     requests = ("a red cat", "two blue dogs")
@@ -124,6 +128,17 @@ def test_a_run_of_a_users_own_backend_says_so_when_it_is_not_given_again(tmp_pat
         secondlook.draw("a red circle", model=OwnBackend(), world="scenes")
     with pytest.raises(ConfigError, match='means nothing to the backend "blobs"'):
         secondlook.draw("a red circle", model=OwnBackend(), negative="grey")
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_the_guide_of_a_pipeline_is_not_its_judge_too(guide: str) -> None:
+    pytest.importorskip("diffusers", reason="needs secondlook[hub]")
+    from secondlook.adapters import tiny
+
+    backend = Pipeline(secondlook.load(tiny.make("sana")))
+    s = Settings(["a red cube"], verifier=guide, steps=2)
+    rig = backend.rig(s.filled(backend.usual(s)), make_named("verifier", guide))
+    assert set(rig.judges) == set(GUIDES) - {guide}
 
 
 @pytest.mark.parametrize("thing", [None, "scenes", OwnBackend, object(), np.zeros(3)])

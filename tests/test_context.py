@@ -3,7 +3,9 @@ drawn again from the log alone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,7 @@ class Reading:
 
     def __init__(self) -> None:
         self.given: list[tuple[Condition, list[np.ndarray]]] = []
+        self.made: list[weakref.ref[Tints]] = []
 
     def __call__(self, condition: Condition | None, pictures: Sequence[np.ndarray] = ()) -> Tints:
         if condition is not None and condition.context:
@@ -47,7 +50,9 @@ class Reading:
             tint = (
                 tint - torch.from_numpy(picture.reshape(-1, 3).mean(0)).float()[None] / 500 * len(seen.remark.text) / 8
             )
-        return Tints(tint)
+        found = Tints(tint)
+        self.made.append(weakref.ref(found))
+        return found
 
 
 class Blind(Reading):
@@ -99,6 +104,34 @@ def test_what_was_shown_changes_the_picture(tmp_path: Path) -> None:
     blind.encode = Blind()
     without = drive(tmp_path / "two", blind, reflecting)
     assert [with_context.digests[i] == without.digests[i] for i in range(6)] == [True] * 2 + [False] * 4
+
+
+def rewriting(task: Task) -> Plan:
+    for i in range(3):
+        yield fresh(task, 1, condition=Condition(f"{task.condition.prompt}, {i}"))
+
+
+@pytest.mark.parametrize("plan", [reflecting, rewriting])
+def test_encodings_of_prompts_that_are_done_are_let_go(plan: Callable[[Task], Plan], tmp_path: Path) -> None:
+    """Of the prompts themselves, of what points to earlier tries, and of prompts that a plan wrote."""
+    r = rig()
+    drive(tmp_path / "run", r, plan, prompts=PROMPTS[:3])
+    assert isinstance(r.encode, Reading)
+    assert len(r.encode.made) >= 9
+    gc.collect()
+    assert [made for made in r.encode.made if made() is not None] == []
+
+
+def test_a_prompt_that_several_tasks_have_is_encoded_once_while_one_of_them_runs(tmp_path: Path) -> None:
+    def more_and_more(task: Task) -> Plan:
+        for _ in range(1 + 2 * task.index):
+            yield fresh(task, 1)
+
+    r = rig()
+    record = drive(tmp_path / "run", r, more_and_more, prompts=PROMPTS[:1] * 4)
+    assert len(record.outcomes) == 16
+    assert isinstance(r.encode, Reading)
+    assert len(r.encode.made) == 1
 
 
 @pytest.mark.parametrize("rows", [1, 4])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,10 +17,10 @@ from examples.own_frugal_plan import frugal
 from examples.own_selector import MeanRank
 from secondlook.api import open_run
 from secondlook.engine.record import Record
-from secondlook.engine.select import select
+from secondlook.engine.select import mean_ranks, select
 from secondlook.engine.store import Store
 from secondlook.engine.table import to_csv, to_rows
-from secondlook.errors import ConfigError
+from secondlook.errors import ConfigError, SecondlookError
 from secondlook.models.text import TextSiT
 from secondlook.registry import PLANS, SELECTORS, SOLVERS, VERIFIERS
 from secondlook.settings import make_named
@@ -31,7 +33,7 @@ from secondlook.testing import (
     VerifierContract,
     simulate,
 )
-from secondlook.types import Comparer, Condition, Critic, Remark, Selector, Verifier
+from secondlook.types import Candidate, Comparer, Condition, Critic, Remark, Selector, Verifier
 from tests.helpers import PROMPTS, drive, tiny_rig
 
 # ---- what ships: names come from the registry, so that a new row needs no test of its own -------------------------------
@@ -186,6 +188,49 @@ def test_a_selector_has_the_last_word_and_is_logged(network: TextSiT, tmp_path: 
         assert winner.id == chosen[task][0]
         assert before[task] is not None
         assert winner.id != before[task].id  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    {
+        "an index that is not there": lambda good, half: [[99], [good[1]]],
+        "another prompt's": lambda good, half: [[good[1]], [good[0]]],
+        "one twice": lambda good, half: [[good[0], good[0]], [good[1]]],
+        "none": lambda good, half: [[], [good[1]]],
+        "a half-made one": lambda good, half: [[half], [good[1]]],
+        "the unsearched one": lambda good, half: [[-1], [good[1]]],
+        "too few prompts": lambda good, half: [[good[0]]],
+        "too many prompts": lambda good, half: [[good[0]], [good[1]], []],
+    }.items(),
+    ids=lambda case: case[0],
+)
+def test_a_selector_that_chooses_what_it_may_not_is_refused(
+    network: TextSiT, tmp_path: Path, chosen: tuple[str, Any]
+) -> None:
+    drive(tmp_path / "run", tiny_rig(network), "paths(n=2, width=2)", prompts=PROMPTS[:2], nfe=40)
+    store = Store.open(tmp_path / "run")
+    before = Record.read(store)
+    good = [next(o.id for o in before.of(i) if o.finished) for i in (0, 1)]
+    half = next(o.id for o in before.of(0) if not o.finished and before.digests[o.id])
+    assert before.baselines
+
+    class Careless:
+        name = "careless"
+
+        def __call__(self, candidates: Any) -> Any:
+            return chosen[1](good, half)
+
+    with pytest.raises(SecondlookError, match='The selector "careless" must choose'):
+        select(store, Careless(), 2)
+    assert Record.read(store).selector is None
+
+
+def test_a_measure_that_is_no_number_is_the_last_in_rank() -> None:
+    nan = math.nan
+    assert mean_ranks([nan, 2.0, 3.0, 2.0, nan]).tolist() == [3.5, 1.5, 0.0, 1.5, 3.5]
+    scores: tuple[float | None, ...] = (nan, 0.1, None, 0.3)
+    given = [[Candidate(i, 0, s, {}, lambda: None) for i, s in enumerate(scores)]]  # type: ignore[arg-type,return-value]
+    assert make_named("selector", "rank_mean(count=2)")(given) == [[3, 1]]
 
 
 def test_a_comparer_is_asked_and_charged(network: TextSiT, tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +15,8 @@ from secondlook.engine.store import Store
 from secondlook.errors import SecondlookError
 from secondlook.models.text import TextSiT
 from secondlook.plans.moves import best
+from secondlook.types import Remark
+from secondlook.verify import answers
 from tests.helpers import Brightness, Failing, drive, essence, tiny_rig
 
 # ---- verifiers that fail ---------------------------------------------------------------------------------------------
@@ -70,6 +74,49 @@ def test_a_verifier_of_the_wrong_length_is_a_failure(network: TextSiT, tmp_path:
         SecondlookError, match=r"failed three times in a row \(expected 1 number, one a picture; got 2\)"
     ):
         drive(tmp_path / "run", tiny_rig(network, verifier=Short()), "random(n=12)")
+
+
+@pytest.mark.parametrize(
+    ("read", "answer"),
+    [
+        (answers.numbers, torch.zeros(2, 1)),
+        (answers.numbers, np.zeros((2, 3))),
+        (answers.numbers, torch.tensor(0.5)),
+        (answers.numbers, 0.5),
+        (answers.numbers, None),
+        (answers.numbers, "01"),
+        (answers.numbers, b"01"),
+        (answers.numbers, {0: 1.0, 1: 2.0}),
+        (answers.numbers, {0.5, 1.5}),
+        (answers.numbers, iter([0.5, 1.5])),
+        (answers.numbers, [0.5]),
+        (answers.numbers, [0.5, None]),
+        (answers.numbers, [0.5, [0.5]]),
+        (answers.scores, {"colour": [0.1, 0.2]}),
+        (answers.scores, {"score": [0.1, 0.2], "colour": [0.1]}),
+        (answers.scores, {"score": torch.zeros(2, 2)}),
+        (answers.shares, [0.5, 1.5]),
+        (answers.shares, [-0.5, 0.5]),
+        (answers.remarks, "ab"),
+        (answers.remarks, [Remark("x")]),
+        (answers.remarks, [Remark("x"), "y"]),
+        (answers.remarks, [Remark("x"), Remark(3)]),  # type: ignore[arg-type]
+        (answers.remarks, [Remark("x"), Remark("y", "high")]),  # type: ignore[arg-type]
+        (answers.remarks, Remark("x")),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else repr(value).replace("\n", ""),
+)
+def test_an_answer_of_another_form_is_no_answer(read: Any, answer: Any) -> None:
+    with pytest.raises(answers.BadAnswer, match="expected"):
+        read(answer, 2)
+
+
+@pytest.mark.parametrize(
+    "answer", [torch.tensor([0.5, 1.5]), np.array([0.5, 1.5]), [0.5, 1.5], (np.float32(0.5), torch.tensor(1.5))]
+)
+def test_an_answer_is_a_number_a_picture_whatever_holds_them(answer: Any) -> None:
+    assert answers.numbers(answer, 2) == [0.5, 1.5]
+    assert answers.scores({"score": answer, "colour": answer}, 2)[1] == [{"colour": 0.5}, {"colour": 1.5}]
 
 
 def test_a_judge_that_fails_only_falls_silent(network: TextSiT, tmp_path: Path) -> None:

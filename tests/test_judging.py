@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from secondlook.engine.driver import Driver
 from secondlook.engine.record import Record
 from secondlook.engine.rescore import judge_all, rescore
 from secondlook.engine.rig import Rig
@@ -283,6 +284,19 @@ def test_what_a_failing_verifier_left_unscored_is_scored_when_it_is_mended(netwo
     assert rescore(store, Brightness(), tasks(PROMPTS[:1])).scored == 0  # once is enough
 
 
+def test_judging_again_gives_no_score_to_what_nobody_asked_one_of(network: TextSiT, tmp_path: Path) -> None:
+    def plan(task: Task) -> Plan:
+        yield [*fresh(task, 2), *fresh(task, 2, ask="nothing")]
+
+    drive(tmp_path / "run", tiny_rig(network, verifier=Faulty("verifier", "NaN")), plan)
+    store = Store.open(tmp_path / "run")
+    rescore(store, Brightness(), tasks(PROMPTS[:1]))
+    now = Record.read(store)
+    found = [now.latest(o).score for o in now.of(0)]
+    assert all(score is not None and math.isfinite(score) for score in found[:2])
+    assert found[2:] == [None, None]
+
+
 def test_another_verifier_judges_a_finished_run_as_one_that_was_held_out(network: TextSiT, tmp_path: Path) -> None:
     drive(tmp_path / "run", tiny_rig(network), "paths(n=2, width=2)", nfe=40)
     store = Store.open(tmp_path / "run")
@@ -319,6 +333,39 @@ def test_a_judge_that_was_cut_off_is_heard_when_the_run_is_resumed(network: Text
     assert all(record.said(n) == before.said(n) for n in heard)  # what was answered is not asked again
     rest = {n: o.score for n, o in record.outcomes.items() if n not in heard}
     assert {n: record.said(n)["slow"] for n in rest} == rest
+
+
+def test_what_judges_said_before_a_stop_is_not_asked_again(network: TextSiT, tmp_path: Path) -> None:
+    class Inline(Brightness):
+        """Answers at once, and remembers what it was shown."""
+
+        inline = True
+
+        def __init__(self) -> None:
+            self.shown: list[bytes] = []
+
+        def __call__(self, samples: Tensor, conditions: Sequence[Condition]) -> Tensor:
+            self.shown += [s.numpy().tobytes() for s in samples]
+            return super().__call__(samples, conditions)
+
+    def stop(driver: Driver) -> None:
+        if driver.drawn >= 2:
+            raise KeyboardInterrupt
+
+    def judged_by(judge: Inline) -> Rig:
+        rig = tiny_rig(network, rows=2, verifier=Inline())
+        rig.judges = {"held": judge}
+        return rig
+
+    first, second = Inline(), Inline()
+    with pytest.raises(KeyboardInterrupt):
+        drive(tmp_path / "run", judged_by(first), "random(n=6)", progress=stop)
+    record = drive(tmp_path / "run", judged_by(second), "random(n=6)")
+    store = Store.open(tmp_path / "run")
+    pictures = [store.picture(n).tobytes() for n in record.outcomes]
+    assert sorted(first.shown + second.shown) == sorted(pictures)
+    assert len(first.shown) >= 2
+    assert set(record.judged) == set(record.outcomes)
 
 
 def test_a_verifier_that_fails_with_every_picture_stops_the_run(network: TextSiT, tmp_path: Path) -> None:

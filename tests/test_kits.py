@@ -17,7 +17,7 @@ from secondlook.cli.app import main
 from secondlook.engine.store import Store
 from secondlook.errors import ConfigError
 from secondlook.report.html import write_report
-from secondlook.settings import Settings
+from secondlook.settings import Settings, make_named
 from secondlook.types import Condition
 from secondlook.worlds.digits import Digits
 from secondlook.worlds.glyphs import Glyphs
@@ -102,6 +102,14 @@ def test_a_search_in_a_world_of_classes(world: str, tmp_path: Path) -> None:
     config = Store.open(tmp_path / "run").config
     assert (config["world"], config["model"], config["oracle"]) == (world, world, False)
     assert "judge" in write_report(tmp_path / "run").read_text()
+
+
+@pytest.mark.parametrize("verifier", ["learned", "judge", "brightness"])
+def test_who_guides_a_search_is_not_its_judge_too(verifier: str) -> None:
+    made = kit("digits")
+    s = Settings(["7"], verifier=verifier, steps=2)
+    guide = made.verifier(verifier) or make_named("verifier", verifier)
+    assert set(made.rig(s.filled(made.usual(s)), guide).judges) == {"judge"} - {verifier}
 
 
 def test_the_exact_checker_as_a_guide_is_labelled(tmp_path: Path) -> None:

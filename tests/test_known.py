@@ -93,6 +93,16 @@ def test_a_free_look_costs_nothing_and_shows_the_last_steps_estimate(network: Te
     assert rows <= more + 2
 
 
+def test_a_budget_buys_a_free_look_for_the_price_of_its_steps(network: TextSiT, tmp_path: Path) -> None:
+    def plan(task: Task) -> Plan:
+        yield fresh(task, 2, stop=0.45, look="free")
+
+    whole = drive(tmp_path / "whole", tiny_rig(network), plan)
+    each = [whole.costs[n].nfe for n in (0, 1)]
+    assert len(drive(tmp_path / "enough", tiny_rig(network), plan, nfe=sum(each)).outcomes) == 2
+    assert len(drive(tmp_path / "less", tiny_rig(network), plan, nfe=sum(each) - 1).outcomes) == 1
+
+
 def test_a_look_again_where_a_look_was_paid_is_free(network: TextSiT, tmp_path: Path) -> None:
     def plan(task: Task) -> Plan:
         [half] = yield fresh(task, 1, stop=0.45)
@@ -166,6 +176,48 @@ class Spied:
         self.asked.append(len(x))
         found: torch.Tensor = self.inner(x, t, cond)
         return found
+
+
+class Colours:
+    """Encodings of one number a row."""
+
+    def __init__(self, values: torch.Tensor):
+        self.values = values
+
+    def rows(self, index: Any) -> Colours:
+        return Colours(self.values[list(index)])
+
+    @staticmethod
+    def stack(items: list[Colours]) -> Colours:
+        return Colours(torch.cat([i.values for i in items]))
+
+
+class Painting:
+    """A network that answers with what it is asked for."""
+
+    predicts, shape = "data", (3, 2, 2)
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor, cond: Colours) -> torch.Tensor:
+        return cond.values.view(-1, 1, 1, 1).expand_as(x)
+
+
+@pytest.mark.parametrize(
+    ("options", "channels"),
+    [
+        ({}, (7.0, 7.0, 7.0)),
+        ({"cfg_channels": 2}, (7.0, 7.0, 3.0)),
+        ({"cfg_interval": (0.0, 0.6)}, (7.0, 7.0, 7.0)),
+        ({"cfg_interval": (0.6, 0.8)}, (3.0, 3.0, 3.0)),
+    ],
+)
+def test_guidance_goes_from_the_unconditional_past_the_wanted(
+    options: dict[str, Any], channels: tuple[float, ...]
+) -> None:
+    """1 + 3 (3 - 1) is 7, where 3 is wanted and 1 is what comes unasked."""
+    guide = guide_of(Settings(guidance=3.0, **options), lambda: Colours(torch.ones(1)), 3)
+    wanted = Colours(torch.full((2,), 3.0))
+    found = guide(Painting(), torch.zeros(2, 3, 2, 2), torch.full((2,), 0.5), wanted)  # type: ignore[arg-type]
+    assert all(torch.equal(found[:, i], torch.full((2, 2, 2), c)) for i, c in enumerate(channels))
 
 
 def test_a_search_without_guidance_takes_no_interval(network: TextSiT) -> None:

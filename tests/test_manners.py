@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from secondlook.engine.record import Record
 from secondlook.engine.states import States
 from secondlook.engine.store import Store
 from secondlook.errors import ConfigError, DamagedError, SecondlookError
+from secondlook.flow.grid import grid
 from secondlook.models.text import TextSiT
 from secondlook.moves import Clone, Fresh, Near, Resume, Rewind
 from secondlook.noise import Key
@@ -79,6 +81,22 @@ def test_the_unsearched_picture_is_that_of_the_first_key_in_whatever_order_it_wa
     assert plain is not None
     assert plain[0].id == 2
     assert not record.baselines
+
+
+@pytest.mark.parametrize(
+    "how", [{"condition": Condition(PROMPTS[1])}, {"steps": 2}, {"stop": 0.5}], ids=lambda how: next(iter(how))
+)
+def test_the_first_noise_drawn_otherwise_is_not_the_unsearched_picture(
+    network: TextSiT, tmp_path: Path, how: dict[str, Any]
+) -> None:
+    def drawn(task: Task) -> Plan:
+        yield fresh(task, 1, **how)
+
+    rig = tiny_rig(network)
+    rig.grids = lambda steps: grid(steps, 3.0)
+    record = drive(tmp_path / "run", rig, drawn)
+    honest = drive(tmp_path / "honest", tiny_rig(network), "random(n=1)")
+    assert record.base_digests == {0: honest.digests[0]}
 
 
 class Named:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+import secondlook
 from secondlook import api
 from secondlook.backends.scenes import Scenes
 from secondlook.engine.rig import Rig
@@ -48,6 +51,19 @@ def misplaced(rig: Rig, prompts: list[str], most: int) -> int:
 def test_a_row_of_the_tiny_network_does_not_depend_on_its_place(network: TextSiT, rows: int, threads: int) -> None:
     with api.threads(threads):
         assert misplaced(tiny_rig(network, rows=rows), list(PROMPTS), rows) == 0
+
+
+@pytest.mark.parametrize(("pad", "sizes"), [(True, [1, 1, 1]), (False, [3])])
+def test_pictures_of_padded_pipelines_are_decoded_one_at_a_time(pad: bool, sizes: list[int], tmp_path: Path) -> None:
+    """A decoder's bits depend on company as a network's do."""
+    pytest.importorskip("diffusers", reason="needs secondlook[hub]")
+    from secondlook.adapters import tiny
+
+    model, seen = secondlook.load(tiny.make("sana")), list[int]()
+    model.pipe.vae.decoder.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    words = {"steps": 2, "verifier": "brightness", "threads": 1, "rows": 3}
+    secondlook.draw("a red cube", "random(n=3)", tmp_path / "run", model=model, pad=pad, **words)
+    assert seen == sizes
 
 
 @pytest.mark.slow

@@ -143,9 +143,9 @@ class Driver:
         for n in run.outcomes:
             self.states.drop(run.number(n))
             self._recent.pop(run.number(n), None)
-        self.rig.forget(run.task.condition)
         self._under_way.pop(run.task.index, None)
         del self.runs[run.task.index]
+        self.rig.forget(run.conditions - set().union(*(r.conditions for r in self.runs.values())))
         self.ended += 1
 
     # ---- rows in -----------------------------------------------------------------------------------------------------

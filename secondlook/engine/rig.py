@@ -7,7 +7,7 @@ pickles where the network does, so that they may as well run in another process 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -163,10 +163,10 @@ class Rig:
                               "prompt instead, or use a model trained for it.")  # fmt: skip
         return self.encode(condition, pictures)
 
-    def forget(self, condition: Condition) -> None:
-        """A task has ended: its encodings, those with context too, are not needed any more."""
-        for c in [c for c in self._encoded if (c.prompt, c.label) == (condition.prompt, condition.label)]:
-            del self._encoded[c]
+    def forget(self, conditions: Iterable[Condition]) -> None:
+        """The tasks that asked for these have ended: their encodings are not needed any more."""
+        for condition in conditions:
+            self._encoded.pop(condition, None)
         self._stacked = ((), None)
 
     def conditions(self, conditions: Sequence[Condition], pictures: Sequence[Pictures] | None = None) -> Any:

@@ -40,6 +40,7 @@ class TaskRun:
         self.record = record
         self.outcomes: dict[int, Outcome] = {}
         self.shown: set[int] = set()  # those that have a picture
+        self.conditions = {task.condition}  # what the network is told: the task's own, and those that its plan writes
         self.round: list[int] = []
         self.count = 0
         self.broke = False
@@ -199,6 +200,7 @@ class TaskRun:
                 self.broke = True
                 continue
             self.round.append(job.n)
+            self.conditions.add(job.proposal.condition)
             if job.number not in self.record.outcomes:
                 todo.append(job)
                 continue
