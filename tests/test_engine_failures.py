@@ -104,7 +104,7 @@ def test_a_verifier_of_the_wrong_length_is_a_failure(network: TextSiT, tmp_path:
         (answers.remarks, [Remark("x"), Remark("y", "high")]),  # type: ignore[arg-type]
         (answers.remarks, Remark("x")),
     ],
-    ids=lambda value: value.__name__ if callable(value) else repr(value).replace("\n", ""),
+    ids=lambda value: value.__name__ if callable(value) else type(value).__name__,
 )
 def test_an_answer_of_another_form_is_no_answer(read: Any, answer: Any) -> None:
     with pytest.raises(answers.BadAnswer, match="expected"):
