@@ -102,6 +102,7 @@ def tiny_rig(
         verifier or Brightness(),
         {"redness": Redness()},
         rows=rows,
+        grids=lambda n: grid(n, 3.0),
     )
 
 

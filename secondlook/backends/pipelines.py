@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +84,7 @@ class Pipeline:
         return Rig(
             Flow(network, schedule.path, given), make_named("solver", str(s.solver)), schedule.times, held.encode, decode, guide, judges,
             rows=s.rows or ROWS, pad=pad, scale=schedule.scale, settle=held.settle, device=held.device,
-            beside=_apart(held),
+            beside=_apart(held), grids=Grids(held, s.shift, schedule.times[0]),
         )  # fmt: skip
 
     def verifier(self, name: str) -> Verifier | None:
@@ -106,6 +106,21 @@ class Pipeline:
 
     def metadata(self, prompt: str) -> dict[str, Any]:
         return {"prompt": prompt}
+
+
+@dataclass
+class Grids:
+    """Other grids of a pipeline's schedule by their number of steps. All begin where the run's does: noise is put there."""
+
+    held: Adapter
+    shift: float | None
+    begin: float
+    _known: dict[int, tuple[float, ...]] = field(default_factory=dict, repr=False)
+
+    def __call__(self, steps: int) -> tuple[float, ...]:
+        if steps not in self._known:
+            self._known[steps] = (self.begin, *self.held.schedule(steps, self.shift).times[1:])
+        return self._known[steps]
 
 
 def _apart(held: Any) -> bool:

@@ -44,7 +44,7 @@ def _proposal(task: Task, move: Any, how: dict[str, Any]) -> Proposal:
 
 def on_grid(task: Task, time: float) -> float:
     """The time of the run's grid that is nearest, so that a row which stops there takes no step more than one that does not."""
-    inner = [t for t in task.grid if 0 < t < 1]
+    inner = [t for t in task.grid[1:] if t < 1]  # some schedules begin later than 0
     return min(inner, key=lambda t: abs(t - time)) if inner else time
 
 
