@@ -128,7 +128,7 @@ MALFORMED: dict[str, tuple[Callable[[Task, Outcome], Any], str]] = {
 def test_a_malformed_proposal_is_a_sentence_and_the_run_is_kept(network: TextSiT, tmp_path: Path, case: str) -> None:
     make, words = MALFORMED[case]
     with pytest.raises(SecondlookError, match=words):
-        drive(tmp_path / "run", tiny_rig(network), after_half(make))
+        drive(tmp_path / "run", replace(tiny_rig(network), grids=None), after_half(make))
     record = Record.read(Store.open(tmp_path / "run"))
     assert list(record.outcomes) == [0]
     assert not record.done
