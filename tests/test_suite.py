@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import math
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -257,3 +260,30 @@ def test_a_method_takes_what_draw_takes_and_nothing_else() -> None:
     }  # fmt: skip
     with pytest.raises(ConfigError, match="nfe"):
         Method.parse("random(n=5) --nfe 8", {})
+
+
+def test_workers_end_with_the_process_that_started_them() -> None:
+    """Killed, it cannot tell them; one that went on would hold its run."""
+    code = (
+        "import multiprocessing, os, signal, time\n"
+        "from secondlook.bench.methods import _begin\n"
+        "def work():\n    _begin(1)\n    print(os.getpid(), flush=True)\n    time.sleep(60)\n"
+        "child = multiprocessing.get_context('fork').Process(target=work)\n"
+        "child.start()\ntime.sleep(0.5)\nos.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert done.stdout is not None
+    pid = int(done.stdout.readline())
+    done.wait()
+    end = time.monotonic() + 20
+    while _alive(pid) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not _alive(pid)
+
+
+def _alive(pid: int) -> bool:
+    """Whether it runs; one that ended and that nobody waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import hashlib
 import multiprocessing
+import os
 import re
 import shlex
 import sys
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -115,6 +118,15 @@ def _try(carry: Callable[[], Any]) -> None:
 
 
 def _begin(threads: int) -> None:
+    """A worker's start. It ends with the process that started it, however that ends: else it would hold its run for hours."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)  # what was reported done is on the disk
+
+    threading.Thread(target=watch, name="secondlook-parent", daemon=True).start()
     keep_buffers()
     torch.set_num_threads(threads)
 
