@@ -258,6 +258,8 @@ def test_a_method_takes_what_draw_takes_and_nothing_else() -> None:
     assert found.options == {
         "plan": "random(n=5)", "steps": 8, "rows": 4, "cfg_interval": (0.2, 0.8), "verifier": "oracle"
     }  # fmt: skip
+    spaced = Method.parse(" draft(n=8, keep=1, steps=4) --steps 10", {})
+    assert spaced.options == {"plan": "draft(n=8, keep=1, steps=4)", "steps": 10}
     with pytest.raises(ConfigError, match="nfe"):
         Method.parse("random(n=5) --nfe 8", {})
 

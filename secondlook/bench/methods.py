@@ -40,13 +40,13 @@ class Method:
     @staticmethod
     def parse(text: str, shared: Mapping[str, Any]) -> Method:
         """From "PLAN --flag value ...", the flags as `secondlook draw` has them; what is not said is as ``shared`` says."""
-        words = shlex.split(text)
-        if not words or words[0].startswith("--"):
+        plan, *rest = re.split(r"\s+(?=--)", text.strip(), maxsplit=1)
+        if not plan or plan.startswith("--"):
             raise ConfigError(f'A method is a plan and then flags, such as "random(n=1000) --steps 8"; got "{text}".')
         parser = _Flags(prog="secondlook bench", add_help=False)
         add_settings(parser, GROUPS)
-        own = given(parser.parse_args(words[1:]))
-        options = {**shared, **own, "plan": words[0]}
+        own = given(parser.parse_args(shlex.split(rest[0]) if rest else []))
+        options = {**shared, **own, "plan": plan}
         api.asked(options)
         return Method(text, options)
 
