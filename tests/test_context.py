@@ -22,6 +22,7 @@ from secondlook.engine.driver import Driver
 from secondlook.engine.record import Record
 from secondlook.engine.rig import Rig
 from secondlook.engine.store import Store
+from secondlook.errors import ConfigError
 from secondlook.flow.estimate import Flow
 from secondlook.flow.grid import grid
 from secondlook.flow.path import Linear
@@ -67,6 +68,13 @@ class Critic:
 
     def __call__(self, samples: Tensor, conditions: Sequence[Condition]) -> list[Remark | None]:
         return [Remark("darker" if s.float().mean() > 127 else "lighter") for s in samples]
+
+
+class Even:
+    name = "even"
+
+    def __call__(self, first: Tensor, second: Tensor, conditions: Sequence[Condition]) -> Tensor:
+        return torch.full((len(first),), 0.5)
 
 
 def reflecting(task: Task) -> Plan:
@@ -132,6 +140,21 @@ def test_a_prompt_that_several_tasks_have_is_encoded_once_while_one_of_them_runs
     assert len(record.outcomes) == 16
     assert isinstance(r.encode, Reading)
     assert len(r.encode.made) == 1
+
+
+@pytest.mark.parametrize("how", ["context", "against"])
+def test_what_has_no_picture_can_be_shown_to_nobody(tmp_path: Path, how: str) -> None:
+    def plan(task: Task) -> Plan:
+        [half] = yield fresh(task, 1, stop=0.5, ask="nothing")
+        [one] = fresh(task, 1)
+        told = replace(task.condition, context=(Context(half.id, Remark("darker")),))
+        yield [replace(one, condition=told) if how == "context" else replace(one, ask="compare", against=half.id)]
+
+    r = rig()
+    r.comparer = Even()
+    with pytest.raises(ConfigError, match="Outcome 0 has no picture to show: nothing was asked of it on its way"):
+        drive(tmp_path / "run", r, plan)
+    assert list(Record.read(Store.open(tmp_path / "run")).outcomes) == [0]
 
 
 @pytest.mark.parametrize("rows", [1, 4])

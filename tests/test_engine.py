@@ -49,6 +49,20 @@ def test_a_promise_is_counted_until_it_becomes_a_cost() -> None:
     assert ledger.spent == Cost(nfe=5, evals=16, verdicts=2, decodes=2)
 
 
+def test_what_is_spent_or_promised_is_left_to_nobody_who_shares_a_pool() -> None:
+    pool, price = Ledger(Budget(nfe=20)), Cost(nfe=4)
+    one, two = Ledger(Budget(nfe=12), pool), Ledger(Budget(nfe=12), pool)
+    one.hold(price)
+    one.charge(price, price)
+    assert (one.left()["nfe"], two.left()["nfe"]) == (8, 12)
+    one.hold(price)
+    one.hold(price)
+    assert (one.left()["nfe"], two.left()["nfe"]) == (0, 8)  # 8 of its own 12: the pool has no more
+    assert two.affords(Cost(nfe=8))
+    assert not two.affords(Cost(nfe=9))
+    assert two.left()["evals"] == math.inf
+
+
 @pytest.mark.parametrize("limit", [{"nfe": 0}, {"evals": -1}, {"verdicts": math.nan}, {"seconds": 0.0}])
 def test_a_budget_must_be_above_zero(limit: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=f"above 0; got {next(iter(limit))}"):
@@ -123,6 +137,17 @@ def test_seconds_are_overspent_by_no_more_than_what_was_under_way(
         assert record.ended[i]["out_of_budget"]
         assert sum(seconds[: -rig.rows]) <= limit
         assert len(seconds) >= (8 if limit == 0.3 else 1)  # and the time is used; the first sample is always drawn
+
+
+@pytest.mark.parametrize("window", [1, 2, None])
+@pytest.mark.usefixtures("clock")
+def test_every_prompt_has_its_first_picture_however_little_time_there_is(
+    network: TextSiT, tmp_path: Path, window: int | None
+) -> None:
+    record = drive(
+        tmp_path / "run", tiny_rig(network, rows=2), "random(n=3)", prompts=PROMPTS, window=window, seconds=0.001
+    )
+    assert [len(record.of(i)) for i in range(len(PROMPTS))] == [1] * len(PROMPTS)
 
 
 @pytest.mark.usefixtures("clock")

@@ -103,6 +103,27 @@ def test_a_budget_buys_a_free_look_for_the_price_of_its_steps(network: TextSiT, 
     assert len(drive(tmp_path / "less", tiny_rig(network), plan, nfe=sum(each) - 1).outcomes) == 1
 
 
+def test_rows_that_were_looked_at_for_free_and_for_pay_go_on_together_at_their_own_prices(
+    network: TextSiT, tmp_path: Path
+) -> None:
+    told: list[Cost] = []
+
+    def plan(task: Task, together: bool = True) -> Plan:
+        halves = yield [*fresh(task, 1, stop=0.45, look="free"), *fresh(task, 1, stop=0.45)]
+        free, paid = (resume(task, half) for half in halves)
+        told[:] = [task.price(free), task.price(paid)]
+        yield [free, paid] if together else [free]
+        if not together:
+            yield [paid]
+
+    rig = tiny_rig(network)
+    record = drive(tmp_path / "run", rig, plan)
+    assert told == [rig.price(0.45, 1.0, "score", known=known) for known in (False, True)]
+    assert [record.costs[i].with_seconds(0) for i in (2, 3)] == told
+    assert None not in record.digests.values()
+    assert record.digests == drive(tmp_path / "apart", rig, lambda task: plan(task, together=False)).digests
+
+
 def test_a_look_again_where_a_look_was_paid_is_free(network: TextSiT, tmp_path: Path) -> None:
     def plan(task: Task) -> Plan:
         [half] = yield fresh(task, 1, stop=0.45)

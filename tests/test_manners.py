@@ -166,6 +166,24 @@ def test_a_run_whose_first_rows_all_overflowed_goes_on_behind_them(network: Text
     assert [d is None for _, d in sorted(record.digests.items())] == [True] * 4 + [False] * 8
 
 
+def test_a_winner_that_has_no_picture_is_refused(network: TextSiT, tmp_path: Path) -> None:
+    """Its row overflowed. When the run is resumed the plan names it again, and is refused again."""
+    rig = tiny_rig(network)
+    start, bad = rig.start, tasks()[0].key.child("draw", 1)
+    rig.start = lambda key: replace(s := start(key), x=s.x * (float("nan") if key == bad else 1))  # type: ignore[method-assign]
+
+    def plan(task: Task) -> Plan:
+        [_, lost, _] = yield fresh(task, 3)
+        return lost
+
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="returned 1 as the winner, which is not the number of a finished"):
+            drive(tmp_path / "run", rig, plan)
+        record = Record.read(Store.open(tmp_path / "run"))
+        assert [d is None for _, d in sorted(record.digests.items())] == [False, True, False]
+        assert not record.done
+
+
 def test_a_log_whose_parents_go_round_is_refused(network: TextSiT) -> None:
     loop = {0: Proposal(Resume(1), Condition("x")), 1: Proposal(Resume(0), Condition("x"))}
     with pytest.raises(DamagedError, match="its own ancestor"):

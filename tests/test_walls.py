@@ -86,6 +86,17 @@ def test_a_plan_that_peeks_finds_nothing_of_what_held_out_judges_said(network: T
     assert found == []
 
 
+def test_a_resumed_run_holds_nothing_of_what_held_out_judges_said(network: TextSiT, tmp_path: Path) -> None:
+    from tests.test_engine import stop_after
+
+    folder, held = tmp_path / "run", []
+    stop_after(folder, network, "random(n=9)", 2)
+    assert Record.read(Store.open(folder)).judged
+    drive(folder, tiny_rig(network), "random(n=9)", progress=lambda d: held.extend(r.record for r in d.runs.values()))
+    assert held[0].outcomes
+    assert not any(record.judged for record in held)
+
+
 # ---- proposals that cannot be carried out ----------------------------------------------------------------------------
 
 HERE = Condition(PROMPTS[0])

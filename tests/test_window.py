@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -60,6 +62,16 @@ def test_what_a_run_holds_does_not_grow_with_its_prompts(network: TextSiT, tmp_p
     assert few["runs"] == many["runs"] == 6
     for name in ("queue", "encodings", "states", "files"):
         assert many[name] <= few[name] * 1.25 + 4, name
+
+
+def test_nor_does_it_where_no_window_is_named(network: TextSiT, tmp_path: Path) -> None:
+    most = []
+    for prompts in (10, 30):
+        seen = Held()
+        drive(tmp_path / str(prompts), tiny_rig(network, rows=2), "random(n=1)", prompts=["a red circle"] * prompts,
+              progress=seen)  # fmt: skip
+        most.append(seen.most["runs"])
+    assert most[0] == most[1] < 10
 
 
 @pytest.mark.parametrize("window", [1, 2, 7])
@@ -123,6 +135,60 @@ def test_a_shared_budget_admits_the_same_when_the_run_is_resumed(network: TextSi
         assert kept == {n: essence(whole)[n] for n in kept}
 
 
+@pytest.mark.parametrize(("own", "pool"), [(8, 120), (100, 24)])
+def test_a_prompt_spends_no_more_than_its_own_budget_and_its_share(
+    network: TextSiT, tmp_path: Path, own: int, pool: int
+) -> None:
+    record = drive(
+        tmp_path / "run", tiny_rig(network), "random(n=50)", prompts=PROMPTS[:3], total=Budget(nfe=pool), nfe=own
+    )
+    assert [record.spent(i).nfe for i in range(3)] == [8, 8, 8]
+
+
+def test_what_a_prompt_was_given_at_its_beginning_is_what_it_has_when_resumed(network: TextSiT, tmp_path: Path) -> None:
+    """Although by then more is known of what the first prompt left."""
+    from tests.test_engine import stop_after
+
+    def first_is_easy(task: Task) -> Plan:
+        yield fresh(task, 1)
+        while task.index:
+            yield fresh(task, 1)
+
+    folder = tmp_path / "run"
+    stop_after(folder, network, first_is_easy, 3, prompts=PROMPTS[:4], total=Budget(nfe=100), window=2)
+    before = Record.read(Store.open(folder)).began
+    assert [before[i]["limits"]["nfe"] for i in range(3)] == [25, 25, 35]
+    again = drive(folder, tiny_rig(network), first_is_easy, prompts=PROMPTS[:4], total=Budget(nfe=100), window=2)
+    assert {i: again.began[i] for i in before} == before
+    assert [again.spent(i).nfe for i in range(3)] == [4, 24, 32]
+
+
+def test_prompts_that_ended_before_a_run_was_stopped_have_had_their_part_of_the_total(
+    network: TextSiT, tmp_path: Path
+) -> None:
+    from tests.test_engine import stop_after
+
+    folder, plan = tmp_path / "run", "random(n=50)"
+    stop_after(folder, network, plan, 3, prompts=PROMPTS[:3], total=Budget(nfe=60), window=1)
+    before = Record.read(Store.open(folder))
+    assert (list(before.ended), list(before.began)) == ([0], [0, 1])
+    again = drive(folder, tiny_rig(network), plan, prompts=PROMPTS[:3], total=Budget(nfe=60), window=1)
+    assert [again.spent(i).nfe for i in range(3)] == [20, 20, 20]
+
+
+def test_an_unsearched_picture_that_was_not_yet_drawn_is_drawn_when_resumed(network: TextSiT, tmp_path: Path) -> None:
+    from tests.test_engine import stop_after
+
+    def another(task: Task) -> Plan:
+        yield fresh(task, 2)[1:]
+
+    stop_after(tmp_path / "run", network, another, 1)
+    before = Record.read(Store.open(tmp_path / "run"))
+    assert (list(before.ended), list(before.baselines)) == ([0], [])
+    record = drive(tmp_path / "run", tiny_rig(network), another)
+    assert record.base_digests[0] == drive(tmp_path / "plain", tiny_rig(network), "random(n=1)").digests[0]
+
+
 def test_a_plan_is_told_the_same_of_its_budget_when_it_is_replayed(network: TextSiT, tmp_path: Path) -> None:
     from tests.test_engine import stop_after
 
@@ -161,6 +227,90 @@ def test_under_a_budget_in_seconds_the_others_wait_for_two_steps_of_the_first_ro
 
     drive(tmp_path / "run", tiny_rig(network, rows=4), "random(n=8)", seconds=1e6, progress=note)
     assert seen[:3] == [1, 1, 4]
+
+
+@pytest.fixture
+def wind(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Sets a clock by which a step takes a second, and that stands still after so many steps."""
+
+    def set_clock(steps: float) -> None:
+        looks = itertools.count()  # three in a step
+        clock = SimpleNamespace(perf_counter=lambda: min(next(looks), 3 * steps))
+        monkeypatch.setattr("secondlook.engine.driver.time", clock)
+
+    return set_clock
+
+
+def test_work_under_way_is_counted_against_the_clock(
+    network: TextSiT, tmp_path: Path, wind: Callable[[float], None]
+) -> None:
+    """The first row tells the pace. There are slots for all three others, and time for one."""
+    wind(math.inf)
+    record = drive(tmp_path / "run", tiny_rig(network, rows=4), "random(n=4)", seconds=10)
+    assert sorted(record.outcomes) == [0, 1]
+    assert record.spent(0).seconds <= 10
+    assert record.ended[0]["out_of_budget"]
+
+
+def test_what_the_clock_cut_from_a_round_under_way_stays_cut_when_resumed(
+    network: TextSiT, tmp_path: Path, wind: Callable[[float], None]
+) -> None:
+    from tests.test_engine import stop_after
+
+    folder, plan = tmp_path / "run", "random(n=4)"
+    wind(math.inf)
+    stop_after(folder, network, plan, 1, seconds=10)  # the second row is under way, the others were given back
+    assert sorted(Record.read(Store.open(folder)).outcomes) == [0]
+    record = drive(folder, tiny_rig(network), plan, seconds=1e6)
+    assert sorted(record.outcomes) == [0, 1]
+    assert record.ended[0]["out_of_budget"]
+
+
+def test_what_the_clock_did_not_let_in_stays_out_when_resumed(
+    network: TextSiT, tmp_path: Path, wind: Callable[[float], None]
+) -> None:
+    """The second prompt begins when the pace is known, so that one picture alone is let in."""
+    from tests.test_engine import stop_after
+
+    folder, plan = tmp_path / "run", "random(n=3)"
+    wind(math.inf)
+    stop_after(folder, network, plan, 1, prompts=PROMPTS[:2], window=1, seconds=3)
+    assert list(Record.read(Store.open(folder)).ended) == [0]
+    record = drive(folder, tiny_rig(network), plan, prompts=PROMPTS[:2], window=1, seconds=1e6)
+    assert [len(record.of(i)) for i in range(2)] == [1, 1]
+    assert record.ended[1]["out_of_budget"]
+
+
+def test_what_the_clock_cut_is_left_to_later_prompts(
+    network: TextSiT, tmp_path: Path, wind: Callable[[float], None]
+) -> None:
+    wind(STEPS)  # slow for the first picture
+    record = drive(
+        tmp_path / "run", tiny_rig(network, rows=1), "random(n=3)", prompts=PROMPTS[:2], window=1,
+        total=Budget(nfe=4 * STEPS), seconds=5,
+    )  # fmt: skip
+    assert [len(record.of(i)) for i in range(2)] == [1, 3]
+
+
+def test_what_a_replayed_plan_is_told_minds_no_overspending_since(
+    network: TextSiT, tmp_path: Path, wind: Callable[[float], None]
+) -> None:
+    from tests.test_engine import stop_after
+
+    told: list[tuple[int, float]] = []
+
+    def listening(task: Task) -> Plan:
+        told.append((task.index, task.remaining()["seconds"]))
+        yield fresh(task, 1)
+
+    wind(math.inf)
+    how = {"prompts": PROMPTS[:2], "total": Budget(seconds=6)}
+    stop_after(tmp_path / "run", network, listening, 1, **how)
+    record = Record.read(Store.open(tmp_path / "run"))
+    assert record.spent(0).seconds > 3
+    assert list(record.ended) == [0]
+    drive(tmp_path / "run", tiny_rig(network), listening, **how)  # type: ignore[arg-type]
+    assert told == [(0, 3), (1, 3), (1, 3)]
 
 
 def test_a_total_too_small_for_its_prompts_is_refused() -> None:

@@ -221,6 +221,7 @@ class Driver:
             run.round.remove(each.n)
         self.journal.write([("cut", run.task.index, None, {"dropped": [j.n for j in dropped]})])
         self._settle(run)
+        self._open()
 
     # ---- a step ------------------------------------------------------------------------------------------------------
 
