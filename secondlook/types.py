@@ -158,7 +158,8 @@ class Outcome:
     """A proposal that was carried out, as plans see it. ``id`` is unique in its run. score: the guiding verifier's
     number (NaN: it could not judge; None: it was not asked), with its named ``components`` where it has any. remark: the
     critic's (None: not asked, or it could not be read). preference: the comparer's share in [0, 1] for this picture over
-    ``proposal.against``. What held-out judges and the exact checker say is in the run's log alone."""
+    ``proposal.against`` (NaN: it could not compare; None: not asked). What held-out judges and the exact checker say is in
+    the run's log alone."""
 
     id: int
     proposal: Proposal

@@ -14,23 +14,25 @@ import secondlook
 from examples.own_backend import Blobs, Tints
 from secondlook.api import tasks_of
 from secondlook.backends.find import find
+from secondlook.engine.derive import Derivation
 from secondlook.engine.record import Record
 from secondlook.engine.rig import guidance
 from secondlook.engine.store import Store
 from secondlook.flow.estimate import Flow
 from secondlook.flow.path import Linear
 from secondlook.models.text import TextSiT
-from secondlook.moves import Clone
-from secondlook.noise import Key
+from secondlook.moves import Clone, Fresh, Move, Near, Resume, Rewind
+from secondlook.noise import Key, normal
 from secondlook.report.prompt import chart_key
 from secondlook.settings import Settings
 from secondlook.solvers.adaptive import Dopri5
 from secondlook.solvers.sde import EulerMaruyama
-from secondlook.types import Condition, State
+from secondlook.types import Condition, Proposal, State
 from secondlook.verify import builtin, learned
 from secondlook.worlds.scenes.checker import FOREGROUND, MAX_COLOR_DISTANCE, check
 from secondlook.worlds.scenes.grammar import parse
 from secondlook.worlds.scenes.render import Thing, render
+from tests.helpers import tiny_rig
 from tests.test_solve import exact_state, flow_on
 
 
@@ -164,6 +166,69 @@ def test_a_clone_has_a_key_of_its_own_and_all_else_of_its_parent() -> None:
     assert made == replace(parent, keys=made.keys)
     assert made.carry is not None
     assert torch.equal(made.carry["last"], torch.ones(1, 3))
+
+
+def half_way(network: TextSiT) -> State:
+    """A row with all that a row can have: several steps behind it, a memory, and what a look at it saw."""
+    seen = torch.full((1, *network.shape), 0.25)
+    made = State(normal([Key.root(3)], network.shape), torch.full((1,), 0.6), (Key.root(2),), torch.full((1,), 7), seen)
+    return replace(made, carry={"data": seen, "t": torch.full((1,), 0.4)}, known=seen)
+
+
+def derived(network: TextSiT, move: Move, *moves: Move, state: State | None = None) -> State:
+    """The state of ``move``, whose ancestors' moves are ``moves`` and whose parent ended in ``state``."""
+    proposals = [Proposal(m, Condition("a red circle")) for m in moves]
+
+    def state_of(number: int) -> State:
+        assert (number, state is not None) == (4, True)
+        return state  # type: ignore[return-value]
+
+    return move.state(Derivation(tiny_rig(network), proposals.__getitem__, state_of))
+
+
+def test_a_row_that_goes_on_is_its_parent_whole(network: TextSiT) -> None:
+    parent = half_way(network)
+    assert derived(network, Resume(4), state=parent) == parent
+
+
+def test_a_row_taken_back_begins_anew_under_its_own_key(network: TextSiT) -> None:
+    """Nothing of the steps behind it stays: neither their count, nor a multistep solver's memory, nor what was seen there. Two
+    that go back to the same time differ by their keys alone, in the noise that takes them back and in that of their steps."""
+    parent = half_way(network)
+    made, other = (derived(network, Rewind(4, 0.2, Key.root(n)), state=parent) for n in (8, 9))
+    assert made.keys == (Key.root(8),)
+    assert made.step.tolist() == [0]
+    assert made.t.tolist() == pytest.approx([0.2])
+    assert (made.carry, made.data, made.known) == (None, None, None)
+    assert not torch.equal(made.x, other.x)
+    again = derived(network, Rewind(4, 0.2, Key.root(8)), state=replace(parent, keys=(Key.root(5),)))
+    assert torch.equal(made.x, again.x)  # the parent's key has no say in it
+
+
+def test_a_neighbour_is_near_its_parents_noise_and_keeps_its_key(network: TextSiT) -> None:
+    """So that an SDE draws the same noise in its steps: the neighbour differs in its start alone."""
+    root, first, second = Key.root(1), Key.root(2), Key.root(3)
+    start = tiny_rig(network).start(root)
+    near = derived(network, Near(0, first, 0.6), Fresh(root))
+    nearer = derived(network, Near(1, second, 0.6), Fresh(root), Near(0, first, 0.6))
+    for one, other in ((near, start), (nearer, near)):
+        cosine = torch.cosine_similarity(one.x.flatten(), other.x.flatten(), dim=0)
+        assert float(cosine) == pytest.approx(0.8, abs=1e-4)  # the sine is 0.6
+        assert float(one.x.norm()) == pytest.approx(float(start.x.norm()), rel=1e-5)
+        assert one.keys == start.keys == (root,)
+        assert one.t.tolist() == start.t.tolist()
+        assert one.step.tolist() == [0]
+    assert not torch.equal(near.x, nearer.x)
+    assert torch.equal(derived(network, Near(0, first, 0.6), Fresh(root)).x, near.x)
+    assert not torch.equal(derived(network, Near(0, second, 0.6), Fresh(root)).x, near.x)
+
+
+def test_new_noise_is_its_keys_alone(network: TextSiT) -> None:
+    one, two = (derived(network, Fresh(Key.root(n))) for n in (1, 2))
+    assert (one.keys, two.keys) == ((Key.root(1),), (Key.root(2),))
+    assert (one.step.tolist(), one.t.tolist()) == ([0], [0.0])
+    assert not torch.equal(one.x, two.x)
+    assert torch.equal(derived(network, Fresh(Key.root(1))).x, one.x)
 
 
 def test_dopri5_grows_its_step_by_the_fifth_root_of_the_error(monkeypatch: pytest.MonkeyPatch) -> None:

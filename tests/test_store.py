@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sqlite3
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +17,9 @@ import torch
 
 from secondlook.disk.atomic import write_whole
 from secondlook.engine import store as module
+from secondlook.engine.journal import Journal
 from secondlook.engine.record import Record, outcome_body
+from secondlook.engine.states import States
 from secondlook.engine.store import LOG, Store, sha256
 from secondlook.errors import ConfigError, DamagedError
 from secondlook.moves import Fresh
@@ -161,11 +166,12 @@ def test_a_file_is_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     "carry", [None, {"data": torch.full((1, 3, 4, 4), 0.3), "t": torch.tensor([0.1], dtype=torch.float64)}]
 )
+@pytest.mark.parametrize("known", [None, torch.full((1, 3, 4, 4), 1 / 7)])
 @pytest.mark.parametrize("data", [None, torch.ones(1, 3, 4, 4)])
 def test_a_state_comes_back_bit_for_bit(
-    store: Store, data: torch.Tensor | None, carry: dict[str, torch.Tensor] | None
+    store: Store, data: torch.Tensor | None, known: torch.Tensor | None, carry: dict[str, torch.Tensor] | None
 ) -> None:
-    state = State(torch.randn(1, 3, 4, 4), torch.tensor([1 / 3]), (Key.root(5),), torch.tensor([3]), data, carry)
+    state = State(torch.randn(1, 3, 4, 4), torch.tensor([1 / 3]), (Key.root(5),), torch.tensor([3]), data, carry, known)
     store.save_state(2, state)
     back = store.state(2)
     assert back is not None
@@ -173,13 +179,110 @@ def test_a_state_comes_back_bit_for_bit(
     assert torch.equal(back.t, state.t)
     assert torch.equal(back.step, state.step)
     assert back.keys == state.keys
-    assert (back.data is None) == (data is None)
+    for mine, theirs in ((data, back.data), (known, back.known)):
+        assert (theirs is None) == (mine is None)
+        assert mine is None or torch.equal(theirs, mine)  # type: ignore[arg-type]
     assert (back.carry is None) == (carry is None)
     for name, value in (carry or {}).items():
         assert back.carry is not None
         assert back.carry[name].dtype == value.dtype
         assert torch.equal(back.carry[name], value)
     assert store.state(3) is None
+
+
+def row(size: int = 48) -> State:
+    return State(torch.randn(1, size), torch.zeros(1), (Key.root(5),), torch.zeros(1, dtype=torch.long))
+
+
+def test_a_half_made_state_is_on_the_disk_at_once_and_a_finished_one_only_where_memory_is_short(store: Store) -> None:
+    states, half, whole = States(store), replace(row(), known=torch.ones(1, 48)), row()
+    states.keep(0, half, half_made=True)
+    states.keep(1, whole, half_made=False)
+    resumed = States(store)
+    back = resumed.find(0)
+    assert back is not None
+    assert back.known is not None
+    assert torch.equal(back.x, half.x)
+    assert torch.equal(back.known, torch.ones(1, 48))  # what a paid look saw is not bought again
+    assert resumed.find(1) is None
+
+
+@pytest.mark.parametrize("part", ["x", "data", "known", "carry"])
+def test_as_shipped_states_hold_no_more_than_a_quarter_of_a_gigabyte(
+    store: Store, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    saved: list[int] = []
+    monkeypatch.setattr(store, "save_state", lambda number, state: saved.append(number))
+    large = torch.zeros(1).expand(1, 2**24 + 1)  # says that it has 64 MiB and a little, and takes four bytes
+    state, states = replace(row(4), **{part: {"last": large} if part == "carry" else large}), States(store)
+    for number in range(6):
+        states.keep(number, state, half_made=False)
+    assert saved == [0, 1, 2]
+
+
+# ---- what a power cut leaves -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trail(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What reaches the disk, in order: the inode of each file or folder that is synced, and "named" where a file takes its name."""
+    found: list[Any] = []
+    fsync, rename = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (found.append(os.fstat(handle).st_ino), fsync(handle))[1])
+    monkeypatch.setattr(os, "replace", lambda *paths: (found.append("named"), rename(*paths))[1])
+    return found
+
+
+def inodes(*paths: Path) -> list[int]:
+    return [p.stat().st_ino for p in paths]
+
+
+def test_a_picture_and_its_name_are_on_the_disk_before_the_log_reports_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch, trail: list[Any]
+) -> None:
+    append = store.append
+    monkeypatch.setattr(store, "append", lambda lines: (trail.append("reported"), append(lines))[1])
+    journal = Journal(store)
+    journal.write([("outcome", 0, 4, body())], [(4, PICTURE)])
+    journal.close()
+    content, names = inodes(store.picture_path(4), store.folder / "pictures")
+    assert trail == [content, "named", names, "reported"]
+
+
+def test_a_picture_that_cannot_be_written_is_not_reported_and_nothing_behind_it_is(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = store.save_picture
+
+    def full(name: int | str, picture: np.ndarray) -> None:
+        if name == 5:
+            raise OSError(28, "No space left on device")
+        save(name, picture)
+
+    monkeypatch.setattr(store, "save_picture", full)
+    journal = Journal(store)
+    journal.write([("outcome", 0, 4, body())], [(4, PICTURE)])
+    journal.flush()
+    journal.write([("outcome", 0, 5, body())], [(5, PICTURE)])
+    with pytest.raises(OSError, match="No space"):
+        journal.flush()
+    with pytest.raises(OSError, match="No space"):
+        journal.write([("outcome", 0, 6, body())], [(6, PICTURE)])
+    journal.tell([("failure", 0, None, {})])
+    with pytest.raises(OSError, match="No space"):
+        journal.close()
+    assert [e.outcome for e in store.events()] == [4]
+
+
+def test_a_file_that_is_written_whole_is_on_the_disk_under_its_name(tmp_path: Path, trail: list[Any]) -> None:
+    write_whole(tmp_path / "weights", b"dear")
+    content, names = inodes(tmp_path / "weights", tmp_path)
+    assert trail == [content, "named", names]
+
+
+def test_a_new_log_is_on_the_disk_before_it_takes_its_name(tmp_path: Path, trail: list[Any]) -> None:
+    Store.create(tmp_path / "run", CONFIG)
+    assert trail == [*inodes(tmp_path / "run" / LOG), "named"]
 
 
 # ---- damage ----------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import queue
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from torch import Tensor
 from secondlook.backends.pipelines import _apart
 from secondlook.cli.app import busy
 from secondlook.engine.rig import Work
+from secondlook.engine.workers import Worker
 from secondlook.models.text import TextSiT
 from secondlook.models.threads import one_thread, threads
 from secondlook.noise import Key, normal
@@ -155,6 +158,133 @@ def test_an_offloaded_pipeline_decodes_in_its_networks_thread(device: str, hooke
         {"module": module, "vae": vae}[hooked]._hf_hook = object()
     held = SimpleNamespace(device=torch.device(device), module=module, pipe=SimpleNamespace(vae=vae))
     assert _apart(held) is found
+
+
+# ---- calls beside the network ------------------------------------------------------------------------------------------
+
+
+class Calls:
+    """A worker, what its calls were answered, and calls that hang until they are let go."""
+
+    def __init__(self, patience: float | None = None):
+        self.worker, self.answers, self.made = Worker("test", patience), list[Any](), list[str]()
+        self.go, self.hanging = threading.Event(), threading.Event()
+
+    def do(self, name: str, hang: bool = False) -> None:
+        def make() -> str:
+            self.made.append(name)
+            if hang:
+                self.hanging.set()
+                self.go.wait(10)
+            return name
+
+        self.worker.do(make, lambda found, seconds: self.answers.append(found))
+
+    def until(self, count: int) -> None:
+        """Wait for so many answers; check meanwhile, as the engine does."""
+        end = time.monotonic() + 5
+        while len(self.answers) < count and time.monotonic() < end:
+            self.worker.check()
+            time.sleep(0.002)
+
+    def said(self) -> list[str]:
+        return [str(a) for a in self.answers]
+
+
+def ended(before: set[threading.Thread]) -> bool:
+    """Whether all threads that began since have ended, or do so soon."""
+    for thread in set(threading.enumerate()) - before:
+        thread.join(5)
+    return set(threading.enumerate()) <= before
+
+
+def test_a_fresh_thread_goes_on_behind_a_call_that_hangs_and_its_late_answer_is_not_taken() -> None:
+    before, calls = set(threading.enumerate()), Calls(patience=0.05)
+    calls.do("first", hang=True)
+    calls.do("second")
+    calls.do("third")
+    calls.until(3)
+    assert calls.said() == ["no answer in 0.05 seconds", "second", "third"]
+    assert calls.worker.waiting == 0
+    calls.go.set()  # and now the first one answers
+    end = time.monotonic() + 5
+    while len(set(threading.enumerate()) - before) > 1 and time.monotonic() < end:
+        time.sleep(0.002)
+    calls.do("fourth")
+    calls.until(4)
+    assert calls.said()[3:] == ["fourth"]
+    calls.worker.close()
+    assert ended(before)
+    assert calls.worker.waiting == 0
+
+
+def test_a_call_in_good_time_is_not_given_up() -> None:
+    calls = Calls(patience=60)
+    calls.do("first", hang=True)
+    calls.hanging.wait(5)
+    for _ in range(3):
+        calls.worker.check()
+    calls.go.set()
+    calls.until(1)
+    calls.worker.close()
+    assert calls.said() == ["first"]
+
+
+def test_a_call_waits_until_its_answer_has_been_handed_on() -> None:
+    """Whoever waits for the last held-out judge waits for the line that its answer puts into the log."""
+    worker, seen = Worker("test"), list[int]()
+    worker.do(lambda: None, lambda found, seconds: (time.sleep(0.05), seen.append(worker.waiting))[1])
+    while worker.waiting:
+        time.sleep(0.001)
+    worker.close()
+    assert seen == [1]
+
+
+def test_calls_that_wait_when_a_worker_is_closed_are_never_made() -> None:
+    """A run that is broken off does not go on asking, and perhaps paying, a judge."""
+    before, calls = set(threading.enumerate()), Calls()
+    calls.do("first", hang=True)
+    for name in ("second", "third"):
+        calls.do(name)
+    calls.hanging.wait(5)
+    calls.worker.close()
+    calls.go.set()
+    calls.worker.join(5)
+    assert ended(before)
+    assert calls.made == calls.said() == ["first"]
+
+
+def test_calls_behind_one_that_was_given_up_are_dropped_too() -> None:
+    before, calls = set(threading.enumerate()), Calls(patience=0.05)
+    calls.do("first", hang=True)
+    calls.do("second", hang=True)
+    calls.do("third")
+    calls.until(1)
+    while len(calls.made) < 2:
+        time.sleep(0.002)
+    calls.worker.close()
+    calls.go.set()
+    assert ended(before)
+    assert calls.made == ["first", "second"]
+
+
+def test_a_worker_can_be_closed_while_its_thread_takes_the_last_call() -> None:
+    class Raced(queue.SimpleQueue):  # type: ignore[type-arg]
+        """A queue whose last call is taken by the worker's thread just before another asks for it."""
+
+        def get_nowait(self) -> None:
+            super().get_nowait()
+            raise queue.Empty
+
+    before, calls = set(threading.enumerate()), Calls()
+    calls.worker._calls = Raced()
+    calls.do("first", hang=True)
+    calls.hanging.wait(5)
+    calls.do("second")
+    calls.worker.close()
+    calls.go.set()
+    assert ended(before)
+    assert calls.said() == ["first"]
 
 
 # ---- noise drawn ahead -------------------------------------------------------------------------------------------------

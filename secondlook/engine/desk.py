@@ -131,6 +131,8 @@ class Desk:
         """There is no picture to show: what was asked has no answer, and costs what it would have."""
         if "score" in job.waiting:
             job.score = math.nan
+        if "compare" in job.waiting:
+            job.preference = math.nan
         asks = job.waiting
         job.cost = job.cost + Cost(verdicts="score" in asks, remarks="remark" in asks, comparisons="compare" in asks)
         job.waiting = set()

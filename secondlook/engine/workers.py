@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,8 +87,9 @@ class Worker:
         """No more calls; those that wait are dropped."""
         with self._lock:
             self._last, self._thread = self._thread, None
-        while not self._calls.empty():
-            self._calls.get_nowait()
+        with suppress(queue.Empty):  # asked for and not counted: the thread may be taking the last one
+            while True:
+                self._calls.get_nowait()
         if self._last is not None:
             self._calls.put(None)
 
