@@ -57,14 +57,16 @@ class Flow:
         return max(map(guide.passes_at, t.tolist()))
 
     def loss(
-        self, data: Tensor, noise: Tensor, t: Tensor, cond: Any, weight: Weight = "velocity", floor: float = 0.05
-    ) -> Tensor:
+        self, data: Tensor, noise: Tensor, t: Tensor, cond: Any, weight: Weight = "velocity", floor: float = 0.05,
+        emphasis: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """[B]: the prediction's mean squared error, weighted (SiT, 2401.08740, sec. 2.3).
 
         weight: "none", the error of what the network predicts (for a gradient of log density, of sigma times it);
         "velocity", the error of the velocity that it implies; "likelihood", that of the gradient of log density times w_KL / 2
         (maximum likelihood, 2101.09258, up to its factor 2). Divisions by sigma are by at least ``floor``: data
         prediction's velocity weight grows as 1 / sigma^2 (2511.13720, sec. 4 argues for this pair in pixel space).
+        emphasis: what each value's squared error is multiplied by, like the data or with axes of 1.
         """
         x = mix(self.path, data, noise, t)
         value = self.network(x, t, cond).float()
@@ -76,7 +78,8 @@ class Flow:
         elif kind == "logp_grad":
             value, target = -c.sigma * value, noise
         assert target is not None
-        error = (value - target).square().flatten(1).mean(1)
+        square = (value - target).square()
+        error = (square if emphasis is None else square * emphasis).flatten(1).mean(1)
         return error * loss_weight(self.path, kind, weight, t, floor).to(error)
 
 

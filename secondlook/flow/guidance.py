@@ -61,7 +61,10 @@ class Null:
     encoding: Any
 
     def join(self, cond: Any, rows: int) -> Any:
-        return type(cond).stack([cond, self.null(rows)])
+        """The condition with as many null rows behind it. An encoding that carries what guidance must not amplify (earlier
+        tries) says itself what its null rows are."""
+        none = cond.unasked(self.encoding) if hasattr(cond, "unasked") else self.null(rows)
+        return type(cond).stack([cond, none])
 
     def null(self, rows: int) -> Any:
         return self.encoding.rows([0] * rows)

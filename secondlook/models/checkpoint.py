@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from secondlook.errors import ConfigError, DamagedError, nearest
+from secondlook.models.reflect import ReflectConfig, ReflectSiT
 from secondlook.models.sit import SiT, SiTConfig
 from secondlook.models.text import TextSiT, TextSiTConfig
 from secondlook.registry import MODELS
@@ -65,18 +67,30 @@ def fill(module: nn.Module, path: Path) -> None:
         raise DamagedError(f"The weights {path} do not fit their own description ({reason}).") from None
 
 
-def load(path: Path) -> TextSiT | SiT:
-    """A transformer from its file, text-to-image or class-conditional, ready to sample."""
+def _text_sit(config: dict[str, Any]) -> TextSiTConfig:
+    return TextSiTConfig(**{**config, "words": tuple(config["words"])})
+
+
+def _reflect_sit(config: dict[str, Any]) -> ReflectSiT:
+    base, words = _text_sit(config["base"]), tuple(config["remark_words"])
+    return ReflectSiT(ReflectConfig(**{**config, "base": base, "remark_words": words}))
+
+
+_KINDS: dict[str, Callable[[dict[str, Any]], TextSiT | SiT | ReflectSiT]] = {
+    "sit": lambda config: SiT(SiTConfig(**config)),
+    "text-sit": lambda config: TextSiT(_text_sit(config)),
+    "reflect-sit": _reflect_sit,
+}
+
+
+def load(path: Path) -> TextSiT | SiT | ReflectSiT:
+    """A transformer from its file: text-to-image, class-conditional, or one that reads its earlier tries; ready to sample."""
     config = read_config(path)
     kind = config.pop("kind", None)
-    if kind not in ("text-sit", "sit"):
-        raise ConfigError(f'The weights {path} hold a "{kind}"; a "text-sit" or a "sit" was expected.')
-    module: TextSiT | SiT
+    if kind not in _KINDS:
+        raise ConfigError(f'The weights {path} hold a "{kind}"; one of {", ".join(_KINDS)} was expected.')
     try:
-        if kind == "sit":
-            module = SiT(SiTConfig(**config))
-        else:
-            module = TextSiT(TextSiTConfig(**{**config, "words": tuple(config["words"])}))
+        module = _KINDS[kind](config)
     except (TypeError, KeyError, ConfigError) as error:
         raise DamagedError(f"The weights {path} describe no network this release knows ({error}).") from None
     fill(module, path)

@@ -6,7 +6,7 @@ each block's own (PixArt, 2310.00426, sec. 2.3), SANA's convolutional feed-forwa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -140,16 +140,25 @@ class TextSiT(nn.Module):
     def encode(self, prompts: Sequence[str | None]) -> Encoded:
         return self.text(self.tokenize(prompts))
 
-    def forward(self, x: Tensor, t: Tensor, text: Encoded) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        text: Encoded,
+        added: Tensor | None = None,
+        before: Callable[[int, Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """added: put on the tokens at first, [N, T, W]. before: what each block (by number) is given in place of the tokens."""
         c = self.config
         side, p = c.size // c.patch, c.patch
         n = x.shape[0]
         patches = x.view(n, c.channels, side, p, side, p).permute(0, 2, 4, 1, 3, 5).reshape(n, side * side, -1)
         h = self.patch_in(patches) + self.positions
+        h = h if added is None else h + added
         mood = nn.functional.silu(self.time(time_features(t, 128)) + self.summary(text.summary))
         modulation = self.modulation(mood).view(n, 6, c.width)
-        for block in self.blocks:
-            h = block(h, modulation, text)
+        for i, block in enumerate(self.blocks):
+            h = block(h if before is None else before(i, h), modulation, text)
         shift, scale = self.final_modulation(mood).unsqueeze(1).chunk(2, -1)
         out = self.patch_out(modulate(self.norm(h), shift, scale))
         out = out.view(n, side, side, c.channels, p, p).permute(0, 3, 1, 4, 2, 5)

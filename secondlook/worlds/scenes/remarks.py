@@ -21,7 +21,7 @@ REMARK_WORDS = (
     "below", "something", "none", "shapes", "things", "color", "known", "specks", "lie", "about", "many", "either", ",", ";", *COUNTS,
     *COLORS, *SHAPES, *PLURAL_OF.values(),
 )  # fmt: skip
-LONGEST = 40  # tokens that a reader or writer of remarks takes; what goes beyond is cut
+LONGEST = 32  # tokens that a reader or writer of remarks takes; what goes beyond is cut
 
 
 def tokens(text: str) -> list[str]:

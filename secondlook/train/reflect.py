@@ -1,0 +1,271 @@
+"""Training of models that draw again: `python -m secondlook.train.reflect train OUT --samples FILES`, from a base's weights.
+
+    python -m secondlook.train.verifier collect BASE 60000 DIR/tries.npz --seed 401 --mix hard --ways few euler --per-prompt 4
+    python -m secondlook.train.reflect train DIR/edit --form edit --samples DIR/tries.npz --steps 4000 --pool 300000
+    python -m secondlook.train.reflect chain DIR/edit/weights.safetensors DIR/tries.npz DIR/own.npz
+    python -m secondlook.train.reflect steps DIR/edit/weights.safetensors DIR/dev.npz
+
+``chain`` draws again from wrong tries, so that a further training (``--init``) sees the model's own mistakes. ``steps`` prints how
+often one more draw is right, given a wrong try, beside a fresh draw.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from secondlook.disk.team import usable
+from secondlook.errors import ConfigError, nearest
+from secondlook.flow.estimate import Flow
+from secondlook.flow.path import Linear
+from secondlook.models.allocator import keep_buffers
+from secondlook.models.checkpoint import load, load_text, save, shipped
+from secondlook.models.reflect import Recalled, ReflectConfig, ReflectSiT
+from secondlook.models.text import Encoded, TextSiT
+from secondlook.train.loop import Rows, TrainConfig, Trainer
+from secondlook.train.pool import Pool, make_pool, over
+from secondlook.train.redraw import Way, collect_chains, one_step
+from secondlook.train.samples import Samples
+from secondlook.train.scenes import DROPOUT, TIME_MEAN, TIME_STD, _Named
+from secondlook.train.tries import PAIRINGS, Tried
+from secondlook.train.verifier import _report as report
+from secondlook.worlds.scenes.remarks import LONGEST, REMARK_WORDS
+
+FORMS = ("context", "edit", "sft", "dpo")
+UNSEEN, UNSAID, UNSHOWN = (
+    0.2,
+    0.15,
+    0.1,
+)  # how often the whole context, its remarks alone, its pictures alone are left out
+CHANGED = 5.0  # weight of patches that differ between try and target
+DIFFERS = 24  # of 255 levels
+BETA = 500.0  # Diffusion-DPO's, for squared errors of velocity in units of pixels in [-1, 1]
+
+
+@dataclass(frozen=True)
+class Food:
+    """What a step does with an item. changed: see ``CHANGED``."""
+
+    form: str
+    changed: float = CHANGED
+    said: bool = True  # remarks are given
+    seen: bool = True  # pictures are given
+
+
+def fresh_network(
+    form: str, base: Path, memory: int = 1, side: int = 4, depth: int = 2, amplify: str = "prompt"
+) -> nn.Module:
+    """A network of one of ``FORMS`` that begins as the base model; its eyes are the shipped verifier's."""
+    if form not in FORMS:
+        raise ConfigError(f'There is no form "{form}"; {nearest(form, FORMS)}')
+    text = load_text(base).requires_grad_(True)
+    if form in ("sft", "dpo"):
+        return text
+    config = ReflectConfig(text.config, REMARK_WORDS, LONGEST, memory, form == "edit", side, depth, amplify=amplify)
+    module = ReflectSiT(config)
+    module.base.load_state_dict(text.state_dict())
+    seen = load_file(shipped("scenes-verifier.safetensors"))
+    parts = ("stem", "norms", "attends", "feeds")
+    module.eyes.load_state_dict({k: v for k, v in seen.items() if k.split(".")[0] in parts})
+    return module
+
+
+def _floats(pictures: Tensor) -> Tensor:
+    """uint8 [..., H, W, 3] to float32 [..., 3, H, W] in [-1, 1]."""
+    return pictures.movedim(-1, -3).float() / 127.5 - 1
+
+
+def _text(network: TextSiT, ids: Tensor, drop: Tensor) -> Encoded:
+    """Encoded prompts, the null one where dropped."""
+    null = torch.zeros_like(ids)
+    null[:, 0] = 1
+    return network.text(torch.where(drop[:, None], null, ids))
+
+
+def recalled(module: ReflectSiT, items: dict[str, Tensor], g: torch.Generator, food: Food) -> tuple[Recalled, Tensor]:
+    """An item's prompt and tries with some left out, and whether the last try is seen, [N]."""
+    device, n = items["shown"].device, len(items["shown"])
+
+    def chance(p: float) -> Tensor:
+        return torch.rand(n, generator=g, device=device) < p
+
+    none, unsaid, unshown = chance(UNSEEN), chance(UNSAID), chance(UNSHOWN)
+    there = items["shown"] & ~none[:, None]
+    shown = there & ~(unshown & ~unsaid)[:, None] if food.seen else torch.zeros_like(there)
+    said = there & ~unsaid[:, None] if food.said else torch.zeros_like(there)
+    text = _text(module.base, items["ids"].long(), chance(DROPOUT))
+    tries = _floats(items["tries"])
+    return module.recall(text, tries, items["remarks"].long(), shown, said), shown[:, -1]
+
+
+def emphasis(items: dict[str, Tensor], seen: Tensor, patch: int, changed: float) -> Tensor:
+    """[N, 1, H, W]: the weight of each pixel's error: ``changed`` in patches where the target is not what the last try shows."""
+    away = (items["tries"][:, -1].int() - items["target"].int()).abs().amax(-1)
+    differs = F.max_pool2d((away > DIFFERS).float()[:, None], patch)
+    weight = 1 + (changed - 1) * differs * seen.view(-1, 1, 1, 1)
+    return F.interpolate(weight, scale_factor=patch, mode="nearest")
+
+
+def loss_over(module: Any, pool: Pool, config: TrainConfig, food: Food) -> Any:
+    """The loss of a form, by rows, over a pool's items."""
+    before = copy.deepcopy(module).eval().requires_grad_(False) if food.form == "dpo" else None
+
+    def loss(forward: Callable[..., Tensor], items: dict[str, Tensor], g: torch.Generator) -> Rows:
+        device = items["target"].device
+        data = _floats(items["target"])
+        n = len(data)
+        t = torch.sigmoid(TIME_MEAN + TIME_STD * torch.randn(n, generator=g, device=device))
+        noise = torch.randn(data.shape, generator=g, device=device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
+            if food.form in ("context", "edit"):
+                cond, seen = recalled(module, items, g, food)
+                weight = emphasis(items, seen, module.config.base.patch, food.changed)
+                return Rows(Flow(_Named(forward, module), Linear()).loss(data, noise, t, cond, emphasis=weight))
+            drop = torch.rand(n, generator=g, device=device) < (DROPOUT if food.form == "sft" else 0.0)
+            text = _text(module, items["ids"].long(), drop)
+            flow = Flow(_Named(forward, module), Linear())
+            if before is None:
+                return Rows(flow.loss(data, noise, t, text))
+            return Rows(
+                _preference(flow, before.to(device), data, _floats(items["tries"][:, -1]), noise, t, text, items)
+            )
+
+    return over(pool, config.batch, loss)
+
+
+def _preference(flow: Flow, before: TextSiT, better: Tensor, worse: Tensor, noise: Tensor, t: Tensor, text: Any, items: dict[str, Tensor]) -> Tensor:  # fmt: skip
+    """Diffusion-DPO's loss (2311.12908, eq. 14), [N], with the same noise and time for both pictures."""
+    old = Flow(before, Linear())
+    with torch.no_grad():
+        said = before.text(items["ids"].long())
+        was = [old.loss(x, noise, t, said) for x in (better, worse)]
+    now = [flow.loss(x, noise, t, text) for x in (better, worse)]
+    gain = (now[0] - was[0]) - (now[1] - was[1])
+    return -F.logsigmoid(-BETA / 2 * gain)
+
+
+def trainer(module: Any, folder: Path, config: TrainConfig, pool: Pool, food: Food) -> Trainer:
+    """A trainer of one form, resuming what ``folder`` holds."""
+    return Trainer(
+        module, loss_over(module, pool, config, food), config, folder, about={"form": food.form, "items": len(pool)}
+    )
+
+
+def _train(args: argparse.Namespace) -> int:
+    made = Tried(tuple(args.samples), args.memory, args.pairing, args.rendered, args.again)
+    began = time.perf_counter()
+    pool = make_pool(made, str(args.seed), args.pool, args.workers)
+    print(f"{len(pool)} items in {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+    torch.manual_seed(args.seed)
+    module = (
+        load(args.init)
+        if args.init
+        else fresh_network(args.form, args.base, args.memory, args.side, args.depth, args.amplify)
+    )
+    module.requires_grad_(True)
+    if isinstance(module, ReflectSiT):
+        module.eyes.requires_grad_(False)
+    config = TrainConfig(args.steps, args.batch, args.lr, 2 * args.lr, seed=args.seed, hold=0.5, device=args.device, warmup=100,
+                         ema=0.998, save_every=args.save_every)  # fmt: skip
+    food = Food(args.form, args.changed, not args.mute, not args.blind)
+    work = trainer(module, args.out, config, pool.to(usable(args.device or "cpu")), food)
+    report(work.run())
+    about = (
+        "form",
+        "pairing",
+        "memory",
+        "rendered",
+        "steps",
+        "batch",
+        "seed",
+        "pool",
+        "lr",
+        "changed",
+        "side",
+        "depth",
+        "mute",
+        "blind",
+    )
+    facts = {k: getattr(args, k) for k in about} | {"seconds": round(work.seconds), "continued": args.init is not None}
+    save(work.ema.module, args.out / "weights.safetensors", work.ema.module.describe(), facts)  # type: ignore[operator]
+    return 0
+
+
+def _network(args: argparse.Namespace) -> Any:
+    return load(args.weights).to(usable(args.device or "cpu"))
+
+
+def _chain(args: argparse.Namespace) -> int:
+    network = _network(args)
+    way = Way(args.steps, args.guidance, args.rows)
+    count = collect_chains(network, Samples.load(*args.samples), args.turns, way, args.seed, args.out, _memory(network))
+    print(f"{count} wrong tries in {args.out}")
+    return 0
+
+
+def _steps(args: argparse.Namespace) -> int:
+    network = _network(args)
+    way = Way(args.steps, args.guidance, args.rows, args.strength)
+    for row in one_step(network, Samples.load(*args.samples), way, args.seed, args.turns, _memory(network)):
+        print(json.dumps(row), flush=True)
+    return 0
+
+
+def _memory(network: Any) -> int:
+    return network.config.memory if isinstance(network, ReflectSiT) else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m secondlook.train.reflect")
+    sub = parser.add_subparsers(dest="command", required=True)
+    p = sub.add_parser("train")
+    p.add_argument("out", type=Path)
+    p.add_argument("--base", type=Path, default=shipped("scenes-base.safetensors"))
+    p.add_argument("--form", choices=FORMS, default="edit")
+    p.add_argument("--init", type=Path, help="weights of the same form to go on from")
+    p.add_argument("--samples", nargs="*", default=[])
+    p.add_argument("--pairing", choices=PAIRINGS, default="mended")
+    p.add_argument("--amplify", choices=("prompt", "both"), default="prompt")
+    for name, kind, usual in (("memory", int, 1), ("side", int, 4), ("depth", int, 2), ("steps", int, 2000), ("batch", int, 96),
+                              ("seed", int, 0), ("pool", int, 50_000), ("workers", int, 2), ("again", int, 1), ("lr", float, 7e-4),
+                              ("changed", float, CHANGED), ("rendered", float, 0.25), ("save-every", int, 250)):  # fmt: skip
+        p.add_argument(f"--{name}", type=kind, default=usual)
+    p.add_argument("--mute", action="store_true", help="no remarks: an ablation")
+    p.add_argument("--blind", action="store_true", help="no pictures: an ablation")
+    p.add_argument("--device")
+    for command in ("chain", "steps"):
+        p = sub.add_parser(command)
+        p.add_argument("weights", type=Path)
+        if command == "chain":
+            p.add_argument("out", type=Path)
+        p.add_argument("samples", nargs="+", type=Path)
+        p.add_argument("--turns", type=int, default=3)
+        p.add_argument("--steps", type=int, default=8)
+        p.add_argument("--guidance", type=float, default=2.5)
+        p.add_argument("--strength", type=float, default=0.0)
+        p.add_argument("--rows", type=int, default=64)
+        p.add_argument("--seed", type=int, default=0)
+        p.add_argument("--device")
+    return parser
+
+
+def main() -> int:
+    args = _parser().parse_args()
+    keep_buffers()
+    return {"train": _train, "chain": _chain, "steps": _steps}[args.command](args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
