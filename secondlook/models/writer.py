@@ -145,6 +145,9 @@ class Writer(nn.Module):
             x = block(x, source, mask)
         return self.reader.answer(seen, read), self.head(self.norm(x)).view(*remarks.shape, -1)
 
+    def _writing(self) -> list[Writing]:
+        return [block for block in self.blocks if isinstance(block, Writing)]
+
     def _sources(self, seen: Tensor, read: Tensor, ids: Tensor) -> tuple[list[Memory], Tensor]:
         """What each block looks at, N rows: the picture's tokens, then the prompt's words; and which of them are there."""
         k = ids.shape[1]
@@ -152,7 +155,7 @@ class Writer(nn.Module):
         source = self.source_norm(torch.cat([tokens_, read.flatten(0, 1).to(tokens_)], 1))
         words = ids.flatten(0, 1) != 0
         mask = torch.cat([words.new_ones(len(words), SIDE * SIDE), words], 1)[:, None, None]
-        return [memory(block.look, source) for block in self.blocks], mask
+        return [memory(block.look, source) for block in self._writing()], mask
 
     def write(self, pictures: Tensor, ids: Tensor) -> tuple[Tensor, list[list[int]]]:
         """The logits of the match [P], and of each picture that it finds wrong the likeliest remark, word after word: ids as of
@@ -169,7 +172,7 @@ class Writer(nn.Module):
             if not bool(writing.any()):
                 break
             x = self.embed(last)[:, None] + self.place[at]
-            for i, (block, source) in enumerate(zip(self.blocks, sources, strict=True)):
+            for i, (block, source) in enumerate(zip(self._writing(), sources, strict=True)):
                 x, pasts[i] = block.step(x, pasts[i], source, mask)
             logits = self.head(self.norm(x))[:, 0]
             logits[:, :CLOSE] = -torch.inf
@@ -192,7 +195,9 @@ def save_writer(network: Writer, path: Path, facts: dict[str, Any] | None = None
 def load_writer(path: Path) -> Writer:
     """The writer a file holds, ready to write; ConfigError where there is none, DamagedError where it cannot be read."""
     if not path.is_file():
-        raise ConfigError(f"There are no critic's weights at {path}; train them: python -m secondlook.train.critic train.")
+        raise ConfigError(
+            f"There are no critic's weights at {path}; train them: python -m secondlook.train.critic train."
+        )
     settings = checkpoint.read_config(path)
     kind = settings.pop("kind", None)
     if kind != "writer":

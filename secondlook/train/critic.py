@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from secondlook.disk.versions import fast_bf16
 from secondlook.models.allocator import keep_buffers
 from secondlook.models.writer import PAD, Writer, WriterConfig, save_writer, to_ids
 from secondlook.train.auc import without_nan
@@ -125,6 +126,7 @@ def _mark(seen: Seen, shapes: np.ndarray, colors: np.ndarray, places: np.ndarray
 def loss_of(forward: Callable[..., Any], items: dict[str, Tensor], bf16: bool) -> Tensor:
     """The loss of each picture, [P]: the remarks of wrong ones, the match, and with smaller weights the facts and the cells."""
     ids, said = items["ids"].long(), items["remark"].long()
+    said = said[..., : max(1, int((said != PAD).sum(-1).max()))]  # no word looks at those behind it
     with torch.autocast(ids.device.type, torch.bfloat16, enabled=bf16):
         reading, logits = forward(to_network(items["pictures"]), ids, said)
     weight = torch.ones(ids.shape[1], device=ids.device)
@@ -152,9 +154,7 @@ def _aids(reading: Reading, items: dict[str, Tensor]) -> Tensor:
     )
     gap = ((cells[..., -2:] - items["places"].float() / HALVES) ** 2).mean(-1)
     spoiled = F.binary_cross_entropy_with_logits(reading.spoiled.float(), items["spoiled"].float(), reduction="none")
-    return (
-        0.5 * words + 2.0 * shapes + 0.3 * colors.sum(1) / count + (gap * here).sum(1) / count + 0.3 * spoiled
-    )
+    return 0.5 * words + 2.0 * shapes + 0.3 * colors.sum(1) / count + (gap * here).sum(1) / count + 0.3 * spoiled
 
 
 def loss_over(pool: Pool, config: TrainConfig) -> ByRows:
@@ -163,11 +163,11 @@ def loss_over(pool: Pool, config: TrainConfig) -> ByRows:
 
 
 def train_critic(
-    config: TrainConfig, out: Path, count: int, workers: int = 1, paths: Sequence[Path] = (), sizes: WriterConfig = WriterConfig()
+    config: TrainConfig, out: Path, count: int, workers: int = 1, paths: Sequence[Path] = (), sizes: WriterConfig | None = None
 ) -> Iterator[Tick]:  # fmt: skip
     """Train a critic on ``count`` pictures in the folder ``out``, and write its moving average there as ``weights.safetensors``."""
     torch.manual_seed(config.seed)
-    module = Writer(sizes)
+    module = Writer(sizes or WriterConfig())
     files = tuple(str(p) for p in paths)
     pool = make_pool(Items(files), str(config.seed), count, workers)
     loss = loss_over(pool.to(Place.find(config.device, True).device), config)
@@ -226,8 +226,9 @@ def main() -> None:
         found = results(args.weights, Samples.load(*args.samples))
         args.out.write_text(json.dumps(without_nan(found), indent=1) + "\n")
         return
+    device = Place.find(args.device, True).device
     config = TrainConfig(args.steps, args.batch, warmup=min(200, args.steps // 10), ema=0.998, seed=args.seed,
-                         device=args.device)  # fmt: skip
+                         device=args.device, bf16=device.type == "cuda" or fast_bf16())  # fmt: skip
     _report(train_critic(config, args.out, args.pool, args.workers, args.samples))
     print(json.dumps({"weights": str(args.out / WEIGHTS)}))
 

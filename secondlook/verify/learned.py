@@ -63,7 +63,11 @@ def in_rows(pictures: Tensor, ids: Tensor) -> Iterator[tuple[int, Tensor, Tensor
     for start in range(0, len(pictures), ROWS):
         x, words = pictures[start : start + ROWS], ids[start : start + ROWS]
         more = ROWS - len(x)
-        yield start, torch.cat([x, x.new_zeros(more, *x.shape[1:])]), torch.cat([words, words.new_ones(more, words.shape[1])])
+        yield (
+            start,
+            torch.cat([x, x.new_zeros(more, *x.shape[1:])]),
+            torch.cat([words, words.new_ones(more, words.shape[1])]),
+        )
 
 
 class LearnedVerifier:
@@ -103,6 +107,7 @@ class LearnedVerifier:
             cells[start:end] = reading.cells[: end - start].cpu()
         return match, cells
 
+    @torch.inference_mode()
     def logits(self, samples: Tensor, conditions: Sequence[Condition]) -> Tensor:
         """[B] float64, on the CPU; NaN where a condition has no prompt. Errors as of ``read``."""
         out, cells = self.read(samples, conditions)
