@@ -127,7 +127,7 @@ def draw(
             "commit": commit(),
             "versions": versions(),
             "command": s.command("draw", s.prompts, out=f"{folder or Path('runs/again')}-again"),
-            "oracle": backend.exact(judges.verifier),
+            "oracle": backend.exact(judges.verifier) or judges.told_by_oracle,
             "weights": {**backend.digests(), **judges.digests(objects)},
         }
         store = Store.create(folder or Path(tempfile.mkdtemp(prefix="secondlook-")), config)

@@ -71,7 +71,11 @@ SELECTORS = {
         "secondlook.engine.select:GreedyFID", "one picture a prompt so that all of them are near a reference (FID)"
     ),
 }
-CRITICS: dict[str, Row] = {}
+CRITICS = {  # of the world scenes
+    "learned": Row("secondlook.critics.scenes:learned", "scenes: a network looks, decides and writes what is wrong; weights=FILE: another's"),
+    "detector": Row("secondlook.critics.scenes:detector", "scenes: what the shipped verifier's network detects, put into words by fixed rules"),
+    "oracle": Row("secondlook.critics.scenes:oracle", "scenes: what the exact checker sees, put into words; an upper bound, and labelled so"),
+}  # fmt: skip
 COMPARERS: dict[str, Row] = {}
 WORLDS = {  # what can be drawn in; each row's backend says all else of a world
     "scenes": Row("secondlook.backends.scenes:Scenes", "text-to-image: coloured shapes, counts and relations, 64 x 64"),

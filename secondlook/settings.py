@@ -49,7 +49,8 @@ class Settings:
     plan: str = _option("how to search; see `secondlook list plans`", "search", default="random(n=20)")
     verifier: str | None = _option("the verifier that ranks candidates: learned (default), oracle, brightness, sharpness (pipelines' "
                                    "default), compressibility, or package.module:attribute", "search")  # fmt: skip
-    critic: str | None = _option("who puts into words what is wrong with a picture: package.module:attribute", "search")
+    critic: str | None = _option("who puts into words what is wrong with a picture: learned, detector or oracle (world scenes), or "
+                                 "package.module:attribute", "search")  # fmt: skip
     comparer: str | None = _option("who compares pairs of pictures: package.module:attribute", "search")
     select: str | None = _option("who chooses among the finished pictures; see `secondlook list selectors`", "search")
     window: int | None = _option(

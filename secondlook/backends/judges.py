@@ -11,7 +11,7 @@ from secondlook.backends.base import Backend
 from secondlook.backends.identity import code_of, settings_of
 from secondlook.calls import bind, parse_call
 from secondlook.errors import ConfigError
-from secondlook.registry import resolve
+from secondlook.registry import CRITICS, resolve
 from secondlook.settings import Settings, make_named
 
 RESERVED = ("judge", "checker", "oracle")  # names under which the log keeps the word of the built-in ones
@@ -42,9 +42,16 @@ class Judges:
                 )
             elif text is not None:
                 own = backend.verifier(text) if role == "verifier" else None
+                if role == "critic":
+                    refuse_critic(text, backend)
                 found[role] = own or make_named(KINDS.get(role, role), text)
         refuse_reserved(found["verifier"])
         return Judges(**found)
+
+    @property
+    def told_by_oracle(self) -> bool:
+        """Whether the critic says what the exact checker sees, as one that ships or an attribute ``oracle`` tells."""
+        return bool(getattr(self.critic, "oracle", False))
 
     def digests(self, objects: Iterable[str] = ()) -> dict[str, str]:
         """What tells judges apart that have one name: the code of those from elsewhere, and what those of the roles in
@@ -55,7 +62,7 @@ class Judges:
             code = None if thing is None else code_of(thing)
             if code is not None:
                 found[f"{role}'s code"] = code
-            if role in objects:
+            if role in objects or (role == "critic" and _ships(thing)):  # other weights write other remarks
                 found[f"{role}'s settings"] = settings_of(thing)
         return found
 
@@ -68,8 +75,21 @@ def of_a_judge(name: str) -> bool:
 def refuse_reserved(verifier: Any) -> None:
     """ConfigError for a verifier from elsewhere that goes by the name of a built-in judge: its word would stand for theirs."""
     name = getattr(verifier, "name", None)
-    if name in RESERVED and type(verifier).__module__.split(".")[0] != "secondlook":
+    if name in RESERVED and not _ships(verifier):
         raise ConfigError(f'The name "{name}" belongs to the built-in judges; give your verifier another.')
+
+
+def _ships(judge: Any) -> bool:
+    return type(judge).__module__.split(".")[0] == "secondlook"
+
+
+def refuse_critic(text: str, backend: Backend) -> None:
+    """ConfigError for a critic of the Scenes world elsewhere."""
+    name = parse_call(text, "critic").name
+    if name in CRITICS and backend.name != "scenes":
+        raise ConfigError(
+            f'The critic "{name}" speaks of the pictures of the world scenes only; write package.module:attribute of your own.'
+        )
 
 
 def named(role: str, thing: Any) -> tuple[str, Any]:

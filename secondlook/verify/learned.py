@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from secondlook.errors import ConfigError, DamagedError, ShapeError
 from secondlook.models import checkpoint
 from secondlook.models.threads import one_thread
 from secondlook.types import Condition
-from secondlook.verify.networks import SIDE, Film, NetworkConfig, Tokens, build, tokenize
+from secondlook.verify.networks import CELL_VALUES, SIDE, Film, NetworkConfig, Tokens, build, tokenize
 from secondlook.worlds.scenes.checker import Found, Seen, judge
 from secondlook.worlds.scenes.grammar import COLORS, SHAPES, parse
 
@@ -52,6 +52,24 @@ def seen_in(cells: Tensor) -> Seen:
     return Seen(tuple(found))
 
 
+def paired(samples: Tensor, conditions: Sequence[Condition]) -> None:
+    """ShapeError unless there is a condition for each picture."""
+    if len(samples) != len(conditions):
+        raise ShapeError(f"{len(samples)} pictures came with {len(conditions)} conditions; give one for each picture.")
+
+
+def in_rows(pictures: Tensor, ids: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Batches of ``ROWS`` rows, the last one padded, with the number of their first row."""
+    for start in range(0, len(pictures), ROWS):
+        x, words = pictures[start : start + ROWS], ids[start : start + ROWS]
+        more = ROWS - len(x)
+        yield (
+            start,
+            torch.cat([x, x.new_zeros(more, *x.shape[1:])]),
+            torch.cat([words, words.new_ones(more, words.shape[1])]),
+        )
+
+
 class LearnedVerifier:
     """A ``types.Verifier`` over one network, in float32.
 
@@ -71,32 +89,33 @@ class LearnedVerifier:
         self.network = network.eval().requires_grad_(False)
 
     @torch.inference_mode()
-    def logits(self, samples: Tensor, conditions: Sequence[Condition]) -> Tensor:
-        """[B] float64, on the CPU; NaN where a condition has no prompt. ShapeError where the two do not pair up;
-        ConfigError for a word the network does not know."""
+    def read(self, samples: Tensor, conditions: Sequence[Condition]) -> tuple[Tensor, Tensor]:
+        """The network's two answers, on the CPU: its match head's logits, float64 [B], and its cells [B, 64, 17]. A condition without
+        a prompt is read as the empty one. ShapeError where the two do not pair up; ConfigError for a word the network does not
+        know."""
         pictures = to_network(samples)
-        if len(pictures) != len(conditions):
-            raise ShapeError(
-                f"{len(pictures)} pictures came with {len(conditions)} conditions; give one for each picture."
-            )
+        paired(pictures, conditions)
         c, device = self.network.config, next(self.network.parameters()).device
         ids = tokenize(c.words, c.text_length, [k.prompt or "" for k in conditions])
-        out = torch.empty(len(pictures), dtype=torch.float64)
-        seen: list[Seen] = []
-        for start in range(0, len(pictures), ROWS):
-            x, words = pictures[start : start + ROWS], ids[start : start + ROWS]
-            count = len(x)
-            x = torch.cat([x, x.new_zeros(ROWS - count, *x.shape[1:])]).to(device)
-            words = torch.cat([words, words.new_ones(ROWS - count, words.shape[1])]).to(device)
+        match = torch.empty(len(pictures), dtype=torch.float64)
+        cells = torch.empty(len(pictures), SIDE * SIDE, CELL_VALUES)
+        for start, x, words in in_rows(pictures, ids):
             with one_thread():
-                reading = self.network(x, words[:, None])
-            out[start : start + count] = reading.match[:count, 0].double().cpu()
-            seen += [seen_in(cells) if c.rules else Seen(()) for cells in reading.cells[:count].cpu()]
-        for row, (what, condition) in enumerate(zip(seen, conditions, strict=True)):
+                reading = self.network(x.to(device), words[:, None].to(device))
+            end = min(start + ROWS, len(pictures))
+            match[start:end] = reading.match[: end - start, 0].double().cpu()
+            cells[start:end] = reading.cells[: end - start].cpu()
+        return match, cells
+
+    @torch.inference_mode()
+    def logits(self, samples: Tensor, conditions: Sequence[Condition]) -> Tensor:
+        """[B] float64, on the CPU; NaN where a condition has no prompt. Errors as of ``read``."""
+        out, cells = self.read(samples, conditions)
+        for row, condition in enumerate(conditions):
             if condition.prompt is None:
                 out[row] = torch.nan
-            elif c.rules:
-                out[row] += AGREE if judge(what, parse(condition.prompt)).right else -AGREE
+            elif self.network.config.rules:
+                out[row] += AGREE if judge(seen_in(cells[row]), parse(condition.prompt)).right else -AGREE
         return out
 
     def __call__(self, samples: Tensor, conditions: Sequence[Condition]) -> Tensor:

@@ -130,8 +130,8 @@ class Tokens(nn.Module):
             x = x + feed(self.norms[2 * i + 1](x))
         return x
 
-    def forward(self, pictures: Tensor, ids: Tensor) -> Reading:
-        """ids int64 [P, K, L + 1]."""
+    def read(self, pictures: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """ids int64 [P, K, L + 1] to the picture's tokens [P, 64, W] and the words that have read them [P, K, L + 1, W]."""
         p, k, length = ids.shape
         seen = self.see(pictures)
         text = self.text(ids.flatten(0, 1))
@@ -143,9 +143,16 @@ class Tokens(nn.Module):
             y = self.read_norms[3 * i + 1](x)
             x = x + talk(y, y, text.mask)
             x = x + feed(self.read_norms[3 * i + 2](x))
-        x = self.norm(x).view(p, k, length, -1)
+        return seen, self.norm(x).view(p, k, length, -1)
+
+    def answer(self, seen: Tensor, x: Tensor) -> Reading:
+        """What the heads make of ``read``."""
         cells, spoiled = self.cells(seen)
         return Reading(self.match_head(x[:, :, 0]).squeeze(-1), self.word_head(x).squeeze(-1), cells, spoiled)
+
+    def forward(self, pictures: Tensor, ids: Tensor) -> Reading:
+        """ids int64 [P, K, L + 1]."""
+        return self.answer(*self.read(pictures, ids))
 
 
 class _Modulated(nn.Module):
