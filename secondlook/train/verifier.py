@@ -25,6 +25,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -108,7 +109,7 @@ def train_verifier(
     food: Food = Food(), stock: Stock = UNSTOCKED, lr: float | None = None,
 ) -> Iterator[Tick]:  # fmt: skip
     """Train one network in the folder ``out``, and write its moving average there as ``weights.safetensors``."""
-    rates = {} if lr is None else {"lr": lr, "muon_lr": 2 * lr}
+    rates: dict[str, Any] = {} if lr is None else {"lr": lr, "muon_lr": 2 * lr}
     config = TrainConfig(
         steps=steps, batch=batch_size, warmup=100, ema=0.998, seed=seed, hold=0.5, device=stock.device, **rates
     )
