@@ -46,7 +46,7 @@ class Encoded:
     summary: Tensor
 
     def rows(self, index: Sequence[int]) -> Encoded:
-        at = torch.as_tensor(list(index), dtype=torch.long, device=self.words.device)
+        at = torch.as_tensor(list(index), dtype=torch.long).to(self.words.device)
         return Encoded(self.words[at], self.mask[at], self.summary[at])
 
     @staticmethod
