@@ -77,7 +77,8 @@ class ConvFeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         n, t, _ = x.shape
         h = F.silu(self.up(x)).view(n, self.side, self.side, -1).permute(0, 3, 1, 2)
-        h = self.depth(h).permute(0, 2, 3, 1).reshape(n, t, -1)
+        # A GPU's own depthwise kernels ask for one picture's channels one after another; for others cuDNN's are taken.
+        h = self.depth(h if h.device.type == "cpu" else h.contiguous()).permute(0, 2, 3, 1).reshape(n, t, -1)
         value, gate = h.chunk(2, -1)
         return self.down(value * F.silu(gate))
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from secondlook.models.text import Encoded, TextSiT, TextSiTConfig
 from secondlook.noise import Key, NoiseSource, normal
 from secondlook.settings import make_named
 from secondlook.solvers.ode import Euler, Solver, integrate
+from secondlook.train.pool import team
 from secondlook.types import State
 from secondlook.worlds.pixels import to_bytes
 from secondlook.worlds.scenes.checker import check
@@ -215,8 +216,8 @@ class Labels:
     """Pictures and their prompts, held against each other by the checker, by other processes where there are several."""
 
     def __init__(self, workers: int = 1):
-        spawned = multiprocessing.get_context("spawn")
-        self.team = ProcessPoolExecutor(workers, spawned) if workers > 1 else None
+        self._open = ExitStack()
+        self.team = self._open.enter_context(team(workers)) if workers > 1 else None
         self.pictures: list[np.ndarray] = []
         self.texts: list[str] = []
         self._asked: list[Future[np.ndarray]] = []
@@ -228,8 +229,7 @@ class Labels:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.team is not None:
-            self.team.shutdown(cancel_futures=True)
+        self._open.close()
 
     def add(self, pictures: np.ndarray, texts: Sequence[str]) -> None:
         self.pictures.append(pictures)
