@@ -235,6 +235,12 @@ def _training(p: argparse.ArgumentParser) -> None:
     p.add_argument("--samples", metavar="FILE.npz", help="labelled base samples, for Scenes' verifier and judge")
     p.add_argument("--data", metavar="PATH", help="with `train folder`: the same as `train folder:PATH`")
     p.add_argument("--size", type=whole, help="with a folder of pictures: their side in pixels")
+    own = p.add_argument_group("Scenes' base model")
+    for name in ("width", "depth", "heads"):
+        own.add_argument(f"--{name}", type=whole, help="of the network")
+    own.add_argument("--pool", type=whole, help="renders made beforehand, which steps draw among; needed for --device")
+    own.add_argument("--hard", type=real, help="share of hard prompts in the pool (default: 0)")
+    own.add_argument("--workers", type=whole, help="processes that make the pool (default: 1)")
     what = p.add_argument_group("what is learnt")
     what.add_argument("--model", help="SiT-S/2 and the like, or sit(width=128, depth=6, heads=4, patch=2)")
     what.add_argument("--path", help="linear, gvp, vp, or discrete (DiT, with DDPM's loss)")

@@ -52,10 +52,14 @@ class Attention(nn.Module):
                    for f, s in ((self.to_q, x), (self.to_k, source), (self.to_v, source)))  # fmt: skip
         if mask is not None:
             mask = mask[:, None, None, :]
-        # Float32 on purpose: on CPU the bfloat16 kernel's backward pass is five times slower (torch 2.13).
-        with torch.autocast(x.device.type, enabled=False):
+        kind = x.device.type
+        # Float32 on purpose on the CPU, whose bfloat16 kernel's backward pass is five times slower (torch 2.13). A GPU's fast
+        # kernels take 16 bits.
+        low = kind != "cpu" and torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if low else torch.float32
+        with torch.autocast(kind, enabled=False):
             q, k = self.q_norm(q.float()), self.k_norm(k.float())
-            y = F.scaled_dot_product_attention(q, k, v.float(), attn_mask=mask)
+            y = F.scaled_dot_product_attention(q.to(dtype), k.to(dtype), v.to(dtype), attn_mask=mask)
         return self.out(y.transpose(1, 2).flatten(2))
 
 
@@ -73,7 +77,8 @@ class ConvFeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         n, t, _ = x.shape
         h = F.silu(self.up(x)).view(n, self.side, self.side, -1).permute(0, 3, 1, 2)
-        h = self.depth(h).permute(0, 2, 3, 1).reshape(n, t, -1)
+        # A GPU's own depthwise kernels ask for one picture's channels one after another; for others cuDNN's are taken.
+        h = self.depth(h if h.device.type == "cpu" else h.contiguous()).permute(0, 2, 3, 1).reshape(n, t, -1)
         value, gate = h.chunk(2, -1)
         return self.down(value * F.silu(gate))
 

@@ -46,7 +46,7 @@ class Encoded:
     summary: Tensor
 
     def rows(self, index: Sequence[int]) -> Encoded:
-        at = torch.as_tensor(list(index), dtype=torch.long)
+        at = torch.as_tensor(list(index), dtype=torch.long).to(self.words.device)
         return Encoded(self.words[at], self.mask[at], self.summary[at])
 
     @staticmethod
@@ -138,7 +138,7 @@ class TextSiT(nn.Module):
         return ids
 
     def encode(self, prompts: Sequence[str | None]) -> Encoded:
-        return self.text(self.tokenize(prompts))
+        return self.text(self.tokenize(prompts).to(self.text.place.device))
 
     def forward(
         self,

@@ -29,8 +29,9 @@ CLASSIFIERS = tuple(f"{world}-{role}" for world in ("digits", "glyphs") for role
 WORLDS = ("scenes", "scenes-verifier", "scenes-judge", "digits", "glyphs", *CLASSIFIERS)
 # Options by kind of training; all are None where not given.
 _LOOP = ("steps", "batch", "seed", "bf16", "compile", "hold")
+_BUILD = ("width", "depth", "heads", "pool", "hard", "workers")
 OPTIONS = {
-    "scenes": (*_LOOP, "predicts"),
+    "scenes": (*_LOOP, "predicts", "lr", "muon_lr", "optimizer", "warmup", "ema", "save_every", "log_every", *_BUILD, "device"),
     "judges": ("steps", "batch", "seed", "samples", "bf16", "compile"),
     "classifiers": ("steps", "seed"),
     "classes": (*_LOOP, "predicts", "model", "path", "weight", "times", "interval", "eps", "dropout", "lr", "muon_lr",
@@ -82,7 +83,7 @@ def _refuse(args: argparse.Namespace, world: str, options: tuple[str, ...]) -> N
         if getattr(args, name) is not None and name not in options:
             flags = ", ".join(f"--{o.replace('_', '-')}" for o in options)
             raise ConfigError(f"`train {world}` takes no --{name.replace('_', '-')}; it takes {flags}.")
-    for name in ("steps", "batch"):
+    for name in ("steps", "batch", "pool", "workers"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name} must be at least 1; got {value}.")
@@ -91,18 +92,25 @@ def _refuse(args: argparse.Namespace, world: str, options: tuple[str, ...]) -> N
 
 
 def _base(args: argparse.Namespace) -> int:
-    from secondlook.train.scenes import trainer
+    from secondlook.train.scenes import Build, trainer
 
     if args.predicts not in ("data", "velocity", "noise"):
         raise ConfigError(f'--predicts expects data, velocity or noise; got "{args.predicts}".')
+    if args.device and not args.pool:
+        raise ConfigError("--device goes with --pool: without one every step makes its pictures on the CPU.")
+    if args.hard is not None and not (args.pool and 0 <= args.hard <= 1):
+        raise ConfigError(f"--hard goes with --pool and lies in 0 to 1; got {args.hard}.")
     folder = Path(args.out)
-    config = TrainConfig(steps=args.steps, batch=args.batch, hold=args.hold, seed=args.seed, bf16=args.bf16,
-                         compile=args.compile)  # fmt: skip
-    job = trainer(folder, config, args.predicts)
+    asked = {k: getattr(args, k) for k in OF_CONFIG if k in OPTIONS["scenes"] and getattr(args, k) is not None}
+    build = Build(**{k: getattr(args, k) for k in _BUILD if getattr(args, k) is not None})
+    if args.pool and torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
+    config = TrainConfig(**asked)
+    job = trainer(folder, config, args.predicts, build)
     code = stopped(job, _pictured(job, reported(job.run(), config)))
     if code:
         return code
-    module = job.ema.module
+    module = job.ema.module.cpu()
     assert isinstance(module, TextSiT)
     facts = facts_of(job)
     save(module, folder / "weights.safetensors", module.describe(), facts)
@@ -230,8 +238,10 @@ def reported(ticks: Iterable[Tick], config: TrainConfig, loud: bool = True) -> I
 def facts_of(job: Trainer) -> dict[str, Any]:
     """What is said of a training beside its weights."""
     c = job.config
-    facts = {"steps": job.step, "batch": c.batch, "pictures": job.step * c.batch, "seed": c.seed,
+    facts: dict[str, Any] = {"steps": job.step, "batch": c.batch, "pictures": job.step * c.batch, "seed": c.seed,
              "seconds": round(job.seconds), "threads": torch.get_num_threads()}  # fmt: skip
+    if job.place.device.type != "cpu":
+        facts["device"] = job.place.device.type
     return facts if job.place.world == 1 else {**facts, "processes": job.place.world}
 
 
@@ -251,7 +261,8 @@ def look(job: Trainer, each: int = 4) -> np.ndarray:
     with torch.inference_mode():
         flow = build_flow(network, Linear(), float(Scenes.usual["guidance"]), network.encode([None]), job.config.bf16)  # type: ignore[arg-type]
     times = grid(int(Scenes.usual["steps"]), Scenes.usual["shift"])
-    rig = Rig(flow, Euler(), times, lambda c: network.encode([c.prompt if c else None]), Scenes().decode, None)
+    rig = Rig(flow, Euler(), times, lambda c: network.encode([c.prompt if c else None]), lambda x: Scenes().decode(x).cpu(), None,
+              device=network.text.place.device)  # fmt: skip
     asked = [Condition(p) for p in LOOK for _ in range(each)]
     states = [rig.start(Key.root(0).child("look", i)) for i in range(len(asked))]
     return np.asarray(contact_sheet(rig.finish(states, asked), columns=each))

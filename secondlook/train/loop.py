@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from secondlook.errors import ConfigError, DamagedError, SecondlookError, nearest
 from secondlook.models.ema import EMA
+from secondlook.train.muon import StackedMuon
 from secondlook.train.ranks import Place
 from secondlook.train.watch import ByTime, Journal, Looks
 
@@ -142,8 +143,8 @@ def _optimizers(module: nn.Module, c: TrainConfig) -> list[torch.optim.Optimizer
     adam = torch.optim.AdamW(rest, lr=c.lr, betas=(0.9, 0.98), weight_decay=c.decay, fused=True)
     if not hidden:
         return [adam]
-    muon_opt = torch.optim.Muon(hidden, lr=c.muon_lr, weight_decay=c.decay, adjust_lr_fn="match_rms_adamw")
-    return [adam, muon_opt]
+    kind = torch.optim.Muon if hidden[0].device.type == "cpu" else StackedMuon
+    return [adam, kind(hidden, lr=c.muon_lr, weight_decay=c.decay, adjust_lr_fn="match_rms_adamw")]
 
 
 def rate(c: TrainConfig, step: int) -> float:

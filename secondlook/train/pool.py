@@ -6,9 +6,11 @@ What a pool holds is a function of its maker, seed and size, whatever the number
 from __future__ import annotations
 
 import multiprocessing
+import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,13 +55,33 @@ def make_pool(maker: Maker, seed: str, count: int, workers: int = 1) -> Pool:
     if workers <= 1:
         parts = [dict(maker(*a)) for a in asked]
     else:
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin) as team:
+        with team(workers) as processes:
             parts = []
-            for done in team.map(_call, [(maker, *a) for a in asked], chunksize=4):
+            for done in processes.map(_call, [(maker, *a) for a in asked], chunksize=4):
                 parts.append(done)
                 if len(parts) % 200 == 0:
                     print(f"{len(parts) * PART} of {count}", file=sys.stderr, flush=True)
     return Pool({name: torch.from_numpy(np.concatenate([p[name] for p in parts])) for name in parts[0]})
+
+
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@contextmanager
+def team(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes of one thread each; NumPy's libraries would have one for every core in each of them. They read the environment as
+    they are loaded."""
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    try:
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin) as found:
+            yield found
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _begin() -> None:
