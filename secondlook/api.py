@@ -130,7 +130,8 @@ def draw(
             "oracle": backend.exact(judges.verifier),
             "weights": {**backend.digests(), **judges.digests(objects)},
         }
-        store = Store.create(folder or Path(tempfile.mkdtemp(prefix="secondlook-")), config)
+        where = folder or Path(tempfile.mkdtemp(prefix="secondlook-"))
+        store = Store.create(where, config, lasting=folder is not None)
         return _carry(store, s, rig, judges, progress, tasks)
 
 
