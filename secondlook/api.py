@@ -130,7 +130,8 @@ def draw(
             "oracle": backend.exact(judges.verifier) or judges.told_by_oracle,
             "weights": {**backend.digests(), **judges.digests(objects)},
         }
-        store = Store.create(folder or Path(tempfile.mkdtemp(prefix="secondlook-")), config)
+        where = folder or Path(tempfile.mkdtemp(prefix="secondlook-"))
+        store = Store.create(where, config, lasting=folder is not None)
         return _carry(store, s, rig, judges, progress, tasks)
 
 
@@ -219,7 +220,8 @@ def resume(
     given = _objects(s, objects)
     record = Record.read(store)
     unscored = any(
-        o.score is not None and math.isnan(o.score) and n not in record.rescored for n, o in record.outcomes.items()
+        o.score is not None and math.isnan(o.score) and n not in record.rescored and record.digests[n] is not None
+        for n, o in record.outcomes.items()
     )
     if record.done and not unscored and (s.select is None or record.selector):
         return results(store)
@@ -229,8 +231,9 @@ def resume(
     with backend.session(), threads(s.threads):
         judges = Judges.of(s, backend, given)
         _refuse_other(store, backend, backend.digests())
-        # After a failure, judges are mended; and where the plans are through, they decide nothing.
-        meant = changed_judges or record.done or bool(record.failures)
+        # After they failed, judges are mended; and where the plans are through, they decide nothing.
+        failed = any(role in f for f in record.failures for role in ("verifier", "critic", "comparer", "judge"))
+        meant = changed_judges or record.done or failed
         _compare_judges(store, judges.digests(given), meant)
         rig = build_rig(s, backend, judges)
         return _carry(store, s, rig, judges, progress, tasks_of(s, backend, rig.times), again=True)
@@ -359,7 +362,8 @@ def replay(out: str | Path, outcome: int, *, model: Any = None, device: str | No
     with backend.session(), threads(s.threads):
         if backend.name == "diffusers":  # elsewhere the picture itself tells, and says more
             _refuse_other(store, backend, backend.digests())
-        picture = redraw(build_rig(s, backend), outcome, lambda i: record.outcomes[i].proposal)
+        picture = redraw(build_rig(s, backend), outcome, lambda i: record.outcomes[i].proposal,
+                         lambda i: record.digests[i] is None)  # fmt: skip
     recorded = store.picture(outcome)
     gap = np.abs(picture.astype(int) - recorded).max() if picture.shape == recorded.shape else 255
     return Replayed(outcome, sha256(picture) == record.digests[outcome], int(gap), picture)

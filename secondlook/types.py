@@ -45,7 +45,8 @@ class Remark:
 @dataclass(frozen=True)
 class Context:
     """An earlier try that a condition points to: the outcome's number and what was said of it. The engine hands the
-    outcome's picture to the encoder, so that the condition stays literal and can be drawn again."""
+    outcome's picture to the encoder, so that the condition stays literal and can be drawn again; of an outcome whose picture was
+    lost (its row overflowed) the network is told nothing."""
 
     outcome: int
     remark: Remark

@@ -24,7 +24,7 @@ from secondlook.adapters.chunks import Chunks, fits
 from secondlook.adapters.encoding import USUAL, Encoded, Options
 from secondlook.adapters.logs import CUT, hushed
 from secondlook.adapters.network import Network
-from secondlook.adapters.schedule import Schedule, in_force, read
+from secondlook.adapters.schedule import Schedule, Schedules, in_force
 from secondlook.adapters.truncation import note_cuts, room
 from secondlook.adapters.weights import digest_of
 from secondlook.errors import ConfigError, NotFinite
@@ -54,7 +54,7 @@ class Adapter(ABC):
         self.pipe, self.options = pipe, options
         self._device: torch.device | None = None
         self._dtype: torch.dtype | None = None
-        self._read: tuple[Any, Schedule] | None = None
+        self._schedules = Schedules()
         side = self.side()
         self.height, self.width = options.height or side, options.width or side
         self._refuse_size()
@@ -148,17 +148,7 @@ class Adapter(ABC):
 
     def schedule(self, steps: int, shift: float | None = None) -> Schedule:
         """The pipeline's scheduler as it is now, in ``steps`` steps; read again only where something of that changed."""
-        scheduler = self.pipe.scheduler
-        asked = (
-            type(scheduler),
-            str(sorted(scheduler.config.items(), key=str)),
-            str(in_force(scheduler)),
-            steps,
-            shift,
-        )
-        if self._read is None or self._read[0] != asked:
-            self._read = (asked, read(scheduler, steps, shift, self.timing(steps)))
-        return self._read[1]
+        return self._schedules(self.pipe.scheduler, steps, shift, self.timing)
 
     @property
     def name(self) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -112,6 +113,27 @@ def in_force(scheduler: Any) -> dict[str, Any]:
             :16
         ]
     return found
+
+
+class Schedules:
+    """What a pipeline's scheduler does in so many steps, read again only where something of it changed. A few are kept: a run
+    asks for its own number of steps and for the usual one in turn."""
+
+    def __init__(self, most: int = 4) -> None:
+        self.most = most
+        self._read: OrderedDict[Any, Schedule] = OrderedDict()
+
+    def __call__(
+        self, scheduler: Any, steps: int, shift: float | None, timing: Callable[[int], Mapping[str, Any]]
+    ) -> Schedule:
+        config = str(sorted(scheduler.config.items(), key=str))
+        asked = (type(scheduler), config, str(in_force(scheduler)), steps, shift)
+        if asked not in self._read:
+            self._read[asked] = read(scheduler, steps, shift, timing(steps))
+        self._read.move_to_end(asked)
+        while len(self._read) > self.most:
+            self._read.popitem(last=False)
+        return self._read[asked]
 
 
 def read(scheduler: Any, steps: int, shift: float | None = None, timing: Mapping[str, Any] | None = None) -> Schedule:

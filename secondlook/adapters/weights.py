@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 WORKERS = 4  # hashing lets other threads work
+SMALL = 2**22  # bytes, below which threads would cost more than they save
 VOLATILE = (
     "architectures",
     "transformers_version",
@@ -37,9 +38,16 @@ def digest_of(about: str, parts: Mapping[str, Any]) -> str:
 
 def _network(part: nn.Module) -> Iterable[str]:
     state = sorted((k.replace("_orig_mod.", ""), v) for k, v in _state(part))
-    with ThreadPoolExecutor(WORKERS) as pool:
-        for (key, _), seen in zip(state, pool.map(_seen, (v for _, v in state)), strict=True):
-            yield f"{key} {seen}"
+    had = [_remembered(v) if isinstance(v, Tensor) else None for _, v in state]
+    new = [v for (_, v), digest in zip(state, had, strict=True) if digest is None]
+    if sum(v.numel() * v.element_size() for v in new if isinstance(v, Tensor)) < SMALL:
+        found = [_seen(v) for v in new]
+    else:
+        with ThreadPoolExecutor(WORKERS) as pool:
+            found = list(pool.map(_seen, new))
+    rest = iter(found)
+    for (key, value), digest in zip(state, had, strict=True):
+        yield f"{key} {next(rest) if digest is None else _said(value, digest)}"
     for name, module in part.named_modules():
         if isinstance(strengths := getattr(module, "scaling", None), dict):  # a PEFT layer: no weight says these
             state_of = [getattr(module, n, None) for n in ("active_adapters", "disable_adapters", "merged_adapters")]
@@ -86,8 +94,12 @@ def _seen(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return str([_seen(each) for each in value])
     if isinstance(value, Tensor):
-        return f"{list(value.shape)} {value.dtype} {tensor_digest(value)}"
+        return _said(value, tensor_digest(value))
     return str(value) if isinstance(value, (torch.dtype, str, int, float)) else type(value).__name__
+
+
+def _said(value: Tensor, digest: str) -> str:
+    return f"{list(value.shape)} {value.dtype} {digest}"
 
 
 _known: dict[int, tuple[weakref.ref[Tensor], tuple[Any, ...], str]] = {}
@@ -97,16 +109,27 @@ PROBES = 64  # values looked at each time
 def tensor_digest(value: Tensor) -> str:
     """The digest of a tensor's bytes; worked out again only where the tensor was changed since. Its version tells, and for
     what is written past that (through ``.data``) so do ``PROBES`` of its values, evenly spaced."""
-    try:
-        stamp = (value.data_ptr(), value._version, _probed(value))
-    except RuntimeError:  # inference tensors count no versions, and some subclasses lie nowhere
-        return _hashed(value)
-    had = _known.get(id(value))
-    if had is not None and had[0]() is value and had[1] == stamp:
-        return had[2]
-    found = _hashed(value)
-    _known[id(value)] = (weakref.ref(value, partial(_forget, id(value))), stamp, found)
+    had = _remembered(value)
+    if had is not None:
+        return had
+    stamp, found = _stamp(value), _hashed(value)  # in this order: what is written meanwhile is seen next time
+    if stamp is not None:
+        _known[id(value)] = (weakref.ref(value, partial(_forget, id(value))), stamp, found)
     return found
+
+
+def _remembered(value: Tensor) -> str | None:
+    """The digest as it was worked out before; None where the tensor is new, or was changed since."""
+    had = _known.get(id(value))
+    return had[2] if had is not None and had[0]() is value and had[1] == _stamp(value) else None
+
+
+def _stamp(value: Tensor) -> tuple[Any, ...] | None:
+    """What tells that a tensor was changed; None where nothing does."""
+    try:
+        return value.data_ptr(), value._version, _probed(value)
+    except RuntimeError:  # inference tensors count no versions, and some subclasses lie nowhere
+        return None
 
 
 def _probed(value: Tensor) -> bytes:

@@ -80,7 +80,8 @@ def read_into(
                 continue
             if number not in seen:
                 score = math.nan if winner.score is None else winner.score
-                more = look(store.picture(file), prompt) if look is not None else {}
+                there = number >= 0 or record.base_digests.get(task) is not None  # else its row overflowed
+                more = look(store.picture(file), prompt) if look is not None and there else {}
                 seen[number] = {"score": score, **record.said(number), **more}
             values = {**seen[number], "pictures": float(count), **{name: float(getattr(cost, name)) for name in COSTS}}
             if latency is not None:

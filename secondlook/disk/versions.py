@@ -17,8 +17,10 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{n: metadata.version(n) for n in names}}
 
 
+@cache
 def commit() -> str | None:
-    """The commit of the source tree this package runs from, with a + where it has changes; None elsewhere."""
+    """The commit of the source tree this package runs from, with a + where it has changes; None elsewhere. Asked once a process,
+    whose code is what it was when it was loaded."""
     root = Path(secondlook.__file__).parents[1]
     if not (root / ".git").exists():
         return None

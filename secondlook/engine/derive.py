@@ -70,13 +70,14 @@ class _Needs(Exception):
 
 class Again:
     """Outcomes made again from their derivations, each ancestor once. picture_of: where pictures that a condition's context
-    points to are at hand; without it they too are made again. Nothing is charged: this is a proof or a repair, not a search;
-    ``spent`` is told what each step cost. looked: whether states have what paid looks at them learnt, for rows that go on."""
+    points to are at hand (None: it was lost); without it they too are made again, but for those that ``lost`` says have none.
+    Nothing is charged: this is a proof or a repair, not a search; ``spent`` is told what each step cost. looked: whether states have what paid looks at them learnt, for rows that go on."""
 
-    def __init__(self, rig: Rig, proposal_of: Callable[[int], Proposal], picture_of: Callable[[int], np.ndarray] | None = None,
-                 spent: Callable[[Cost], None] | None = None, looked: bool = False):  # fmt: skip
+    def __init__(self, rig: Rig, proposal_of: Callable[[int], Proposal], picture_of: Callable[[int], np.ndarray | None] | None = None,
+                 spent: Callable[[Cost], None] | None = None, looked: bool = False,
+                 lost: Callable[[int], bool] = lambda number: False):  # fmt: skip
         self.rig, self.proposal_of, self.picture_of, self.spent = rig, proposal_of, picture_of, spent
-        self.looked = looked
+        self.looked, self.lost = looked, lost
         self._states: dict[int, State] = {}
         self._pictures: dict[int, np.ndarray] = {}
 
@@ -98,8 +99,6 @@ class Again:
     def picture(self, number: int) -> np.ndarray:
         """An outcome's picture, uint8 [H, W, 3]."""
         if number not in self._pictures:
-            if self.picture_of is not None:
-                return self.picture_of(number)
             proposal, state = self.proposal_of(number), self.state(number)
             if proposal.finished:
                 x = state.x
@@ -116,11 +115,14 @@ class Again:
             raise _Needs(number)
         return self._states[number]
 
-    def _shown(self, proposal: Proposal) -> list[np.ndarray]:
-        if self.picture_of is None:
-            for c in proposal.condition.context:
-                self._known(c.outcome)
-        return [self.picture(c.outcome) for c in proposal.condition.context]
+    def _shown(self, proposal: Proposal) -> list[np.ndarray | None]:
+        told = [c.outcome for c in proposal.condition.context]
+        if self.picture_of is not None:
+            return [self.picture_of(n) for n in told]
+        for n in told:
+            if not self.lost(n):
+                self._known(n)
+        return [None if self.lost(n) else self.picture(n) for n in told]
 
     def _run(self, number: int) -> State:
         """One outcome's steps; _Needs for another that must be made before it."""
@@ -144,6 +146,8 @@ class Again:
             self.spent(cost)
 
 
-def replay(rig: Rig, number: int, proposal_of: Callable[[int], Proposal]) -> np.ndarray:
-    """An outcome's picture, uint8 [H, W, 3], from its derivation alone."""
-    return Again(rig, proposal_of).picture(number)
+def replay(
+    rig: Rig, number: int, proposal_of: Callable[[int], Proposal], lost: Callable[[int], bool] = lambda number: False
+) -> np.ndarray:
+    """An outcome's picture, uint8 [H, W, 3], from its derivation alone. lost: which earlier tries had no picture to show."""
+    return Again(rig, proposal_of, lost=lost).picture(number)

@@ -65,6 +65,10 @@ class Desk:
             job.waiting = set(job.proposal.asks)
         self._hand.do(lambda: _decoded(self.rig.pictures, x), lambda found, took: self._shown(list(jobs), found, took))
 
+    def seen_before(self) -> None:
+        """A run that goes on has pictures already: not every row of it overflows."""
+        self._seen += 1
+
     def check(self) -> None:
         """Give up calls that take too long; raise what must stop the run."""
         for worker in (*self._asked.values(), *self._judges.values()):
@@ -119,6 +123,9 @@ class Desk:
             self._finish(jobs)  # recorded, so that a resumed run goes on behind them
             return
         seen = [j for j in jobs if j.picture is not None]
+        for job in seen:
+            if "compare" in job.waiting and job.against is None:
+                self._unpaired(job)
         self._judge(seen)
         done = [j for j in jobs if not j.waiting]  # before the judges are asked, who may answer at once
         for ask, worker in self._asked.items():
@@ -137,6 +144,14 @@ class Desk:
         job.cost = job.cost + Cost(verdicts="score" in asks, remarks="remark" in asks, comparisons="compare" in asks)
         job.waiting = set()
         self._report(job, {"row": "decoded", "error": job.failed})
+
+    def _unpaired(self, job: Job) -> None:
+        """The picture that it was to be compared with was lost: no answer, at the price of one."""
+        job.preference = math.nan
+        job.cost = job.cost + Cost(comparisons=1)
+        job.waiting.discard("compare")
+        said = f"it was to be compared with outcome {job.proposal.against}, which has no picture"
+        self._report(job, {"row": "compared", "error": said})
 
     def _ask(self, ask: str, worker: Worker | Inline, jobs: list[Job]) -> None:
         worker.do(lambda: self._call(ask, jobs), lambda found, took: self._answered(ask, jobs, found, took))

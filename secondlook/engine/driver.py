@@ -11,6 +11,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -101,6 +102,8 @@ class Driver:
         while len(self.runs) < self.window and (task := next(self._waiting, None)) is not None:
             record = Record.read(self.store, task.index)
             self._unbegun -= 1
+            if any(record.digests.values()):
+                self.desk.seen_before()
             if _settled(task, record):
                 self.ended += 1
                 for number in record.tasks.get(task.index, []):
@@ -189,11 +192,21 @@ class Driver:
         run, proposal = job.owner, job.proposal
         source = Derivation(self.rig, run.proposal, lambda number: self._state(run, number))
         job.state = proposal.move.state(source)
-        job.pictures = [self._picture(c.outcome) for c in proposal.condition.context]
+        told = [c.outcome for c in proposal.condition.context]
+        job.pictures = [self._picture(run, number) for number in told]
         if proposal.against is not None:
-            job.against = self._picture(proposal.against)
+            job.against = self._picture(run, proposal.against)
+        lost = [number for number, picture in zip(told, job.pictures, strict=True) if picture is None]
+        if lost:
+            said = f"its condition points to {_named(lost)} without a picture, of which the network was told nothing"
+            self.journal.write(
+                [("failure", run.task.index, None, {"outcome": job.logged, "row": "told", "error": said})]
+            )
 
-    def _picture(self, number: int) -> np.ndarray:
+    def _picture(self, run: TaskRun, number: int) -> np.ndarray | None:
+        """An earlier outcome's picture; None where it was lost, as that of a row that overflowed."""
+        if not run.pictured(number):
+            return None
         if number not in self._recent:
             self.journal.flush()
             return self.store.picture(number)
@@ -204,7 +217,8 @@ class Driver:
         found = self.states.find(number)
         if found is None:
             spent: list[Cost] = []
-            [found] = detached(Again(self.rig, run.proposal, self._picture, spent.append, looked=True).state(number))
+            shown = partial(self._picture, run)
+            [found] = detached(Again(self.rig, run.proposal, shown, spent.append, looked=True).state(number))
             cost = sum(spent, Cost())
             self.journal.write([("rebuilt", run.task.index, None, {"outcome": number, "cost": cost.as_dict()})])
             self.states.keep(number, found, half_made=not run.proposal(number).finished)
@@ -360,6 +374,10 @@ def _settled(task: Task, record: Record) -> bool:
 
 def _arrived(job: Job) -> bool:
     return job.t >= job.goal - EPS
+
+
+def _named(numbers: Sequence[int]) -> str:
+    return f"outcome{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
 
 
 def _half(job: Job) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from secondlook.engine.store import Store
 
 Line = tuple[str, int | None, int | None, dict[str, Any]]  # kind, task, outcome, body
 MOST = 64  # entries that may wait: whoever hands over more is held up
+TOGETHER = 4  # pictures written at once: a disk syncs several in little more time than one
 
 
 @dataclass
@@ -87,25 +89,35 @@ class Journal:
             raise self._failed
 
     def _run(self) -> None:
+        waiting: list[_Entry | None] = []
         last = False
-        while not last:
-            some = [self._entries.get()]
-            while len(some) < MOST:
-                try:
-                    some.append(self._entries.get_nowait())
-                except queue.Empty:
-                    break
-            last = None in some
-            self._write([e for e in some if e is not None])
+        while waiting or not last:
+            waiting = waiting or [self._entries.get()]
+            waiting += self._came(MOST - len(waiting))
+            last = last or None in waiting
+            waiting = self._write([e for e in waiting if e is not None], last)
 
-    def _write(self, entries: Sequence[_Entry]) -> None:
+    def _came(self, most: int) -> list[_Entry | None]:
+        """What waits by now."""
+        found: list[_Entry | None] = []
+        while len(found) < most:
+            try:
+                found.append(self._entries.get_nowait())
+            except queue.Empty:
+                break
+        return found
+
+    def _write(self, entries: list[_Entry], last: bool) -> list[_Entry | None]:
+        """Entries in one commit, and with them what came while their pictures were written, up to the next with pictures. Returns
+        what came and is not written."""
+        came: list[_Entry | None] = []
         try:
             if self._failed is None:  # after a failure nothing more is reported, so that the log has no holes
-                for entry in entries:
-                    for name, picture in entry.pictures:
-                        self.store.save_picture(name, picture)
-                if any(entry.pictures for entry in entries):
-                    self.store.sync_pictures()
+                self._save([p for entry in entries for p in entry.pictures])
+                came = [] if last else self._came(MOST)
+                while came and came[0] is not None and not came[0].pictures:
+                    entries.append(came[0])
+                    came.pop(0)
                 lines = [line for entry in entries for line in entry.lines]
                 if lines:
                     self.store.append(lines)
@@ -113,3 +125,15 @@ class Journal:
             self._failed = error
         for entry in entries:
             entry.written.set()
+        return came
+
+    def _save(self, pictures: Sequence[tuple[int | str, np.ndarray]]) -> None:
+        """Pictures and their names on the disk."""
+        if len(pictures) < 2:
+            for name, picture in pictures:
+                self.store.save_picture(name, picture)
+        else:
+            with ThreadPoolExecutor(min(TOGETHER, len(pictures)), "secondlook-pictures") as pool:
+                list(pool.map(lambda each: self.store.save_picture(*each), pictures))
+        if pictures:
+            self.store.sync_pictures()

@@ -147,6 +147,13 @@ class Record:
         first = [o for o in self.of(task) if o.finished and isinstance(o.proposal.move, Fresh)]
         return (self.latest(first[0]), first[0].id) if first else None
 
+    def plain_digest(self, task: int) -> str | None:
+        """Of the unsearched picture's pixels; None where there is no such picture, as where its row overflowed."""
+        found = self.baseline(task)
+        if found is None:
+            return None
+        return self.base_digests[task] if isinstance(found[1], str) else self.digests[found[1]]
+
     def said(self, number: int) -> dict[str, float]:
         """What held-out judges and the checker said of an outcome (or baseline_id of a task)."""
         return self.judged.get(number, {})

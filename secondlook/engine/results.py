@@ -15,6 +15,7 @@ from PIL import Image
 from secondlook.engine.record import Record
 from secondlook.engine.store import Store
 from secondlook.engine.table import to_csv, to_frame, to_rows
+from secondlook.errors import SecondlookError
 from secondlook.types import Cost
 
 
@@ -78,14 +79,15 @@ class Run(list[Result]):
 def results(store: Store) -> Run:
     """What a run's log says: one Result for each prompt, or in an unfinished run for each that has a picture.
 
-    Where a budget in seconds bought no finished picture, the unsearched one is the result (``outcome`` is negative)."""
+    Where a budget in seconds bought no finished picture, the unsearched one is the result (``outcome`` is negative). A picture
+    that was lost, since its row overflowed, is a SecondlookError when it is asked for."""
     record, out = Record.read(store), []
     for i, prompt in enumerate(store.config["prompts"]):
         winner, plain = record.winner(i), record.baseline(i)
         if plain is None:
             continue
         base, name = plain
-        read_plain = _reader(store, name, None)
+        read_plain = _reader(store, name, record.plain_digest(i))
         # the budget may have bought no finished picture: then the unsearched one stands
         read = read_plain if winner is None else _reader(store, winner.id, record.digests[winner.id])
         winner = winner or base
@@ -97,4 +99,11 @@ def results(store: Store) -> Run:
 
 
 def _reader(store: Store, name: int | str, digest: str | None) -> Callable[[], np.ndarray]:
-    return lambda: store.checked(name, digest)
+    def read() -> np.ndarray:
+        if digest is None:
+            raise SecondlookError(
+                f'The run "{store.folder}" has no picture of this prompt here: its row overflowed or could not be decoded, as the log says. '
+                "Draw again in a wider dtype, or with another seed.")  # fmt: skip
+        return store.checked(name, digest)
+
+    return read

@@ -29,7 +29,7 @@ from secondlook.solvers.ode import Solver
 from secondlook.solvers.step_noise import Ahead, ahead
 from secondlook.types import Comparer, Condition, Cost, Critic, Estimate, State, Verifier
 
-Pictures = Sequence[np.ndarray]  # uint8 [H, W, 3] each: those that a condition's context points to
+Pictures = Sequence[np.ndarray | None]  # uint8 [H, W, 3] each, that a condition's context points to; None: it was lost
 Times = tuple[float, ...]
 
 
@@ -158,10 +158,12 @@ class Rig:
     def _encode(self, condition: Condition, pictures: Pictures) -> Any:
         if not condition.context:
             return self.encode(condition)
+        shown = [(c, p) for c, p in zip(condition.context, pictures, strict=True) if p is not None]
+        told = replace(condition, context=tuple(c for c, _ in shown))  # there is nothing to tell of a try that was lost
         if not getattr(self.encode, "reads_context", False):
             raise ConfigError("This model does not read earlier tries, so a condition cannot have a context here; change the "
                               "prompt instead, or use a model trained for it.")  # fmt: skip
-        return self.encode(condition, pictures)
+        return self.encode(told, [p for _, p in shown])
 
     def forget(self, conditions: Iterable[Condition]) -> None:
         """The tasks that asked for these have ended: their encodings are not needed any more."""

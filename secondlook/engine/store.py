@@ -67,15 +67,16 @@ def sha256(picture: np.ndarray) -> str:
 
 
 class Store:
-    """A run's folder, open for writing (one process at a time) or reading."""
+    """A run's folder, open for writing (one process at a time) or reading. lasting: whether it is to survive a power cut. One in
+    a folder that nobody named need not, and survives a killed process all the same."""
 
-    def __init__(self, folder: Path, connection: sqlite3.Connection):
-        self.folder = folder
+    def __init__(self, folder: Path, connection: sqlite3.Connection, lasting: bool = True):
+        self.folder, self.lasting = folder, lasting
         self._db = connection
         self._lock = threading.RLock()  # one connection serves the thread that writes the log and the one that reads it
 
     @staticmethod
-    def create(folder: Path, config: dict[str, Any]) -> Store:
+    def create(folder: Path, config: dict[str, Any], lasting: bool = True) -> Store:
         """A new run in an empty or new folder."""
         refuse_full(folder)
         existed = folder.exists()
@@ -97,16 +98,17 @@ class Store:
                 values = {"version": VERSION, "config": config, "created": time.time()}
                 db.executemany("INSERT INTO meta VALUES (?, ?)", [(k, json.dumps(v)) for k, v in values.items()])
                 db.commit()
-            with part.open("rb+") as file:
-                os.fsync(file.fileno())
+            if lasting:
+                with part.open("rb+") as file:
+                    os.fsync(file.fileno())
             os.replace(part, folder / LOG)  # a folder with a log is a run; one without is none
         except (OSError, SecondlookError):
             _sweep(folder, whole=not existed)
             raise
-        return Store.open(folder)
+        return Store.open(folder, lasting)
 
     @staticmethod
-    def open(folder: Path) -> Store:
+    def open(folder: Path, lasting: bool = True) -> Store:
         """An existing run; ConfigError where there is none, DamagedError where it cannot be read."""
         log = folder / LOG
         if not log.is_file():
@@ -114,7 +116,7 @@ class Store:
                 f'"{folder}" is not a run: it holds no {LOG}. Name a folder that `secondlook draw --out` made.'
             )
         try:
-            db = _connect(log)
+            db = _connect(log, lasting)
             rows = dict(db.execute("SELECT key, value FROM meta"))
             version = json.loads(rows["version"])
             if not isinstance(json.loads(rows["config"])["prompts"], list):
@@ -126,7 +128,7 @@ class Store:
         if version != VERSION:
             who = f"; {FORMER[version]} reads it" if version in FORMER else ""
             raise ConfigError(f'The run "{folder}" has format {version}, and this release reads format {VERSION}{who}.')
-        return Store(folder, db)
+        return Store(folder, db, lasting)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -187,10 +189,11 @@ class Store:
         buffer = io.BytesIO()
         large = picture.shape[0] * picture.shape[1] >= LARGE
         Image.fromarray(picture).save(buffer, "png", compress_level=1 if large else 6)
-        write_whole(self.picture_path(name), buffer.getvalue(), named=False)
+        write_whole(self.picture_path(name), buffer.getvalue(), sync=self.lasting, named=False)
 
     def sync_pictures(self) -> None:
-        sync_folder(self.folder / "pictures")
+        if self.lasting:
+            sync_folder(self.folder / "pictures")
 
     def picture(self, name: int | str) -> np.ndarray:
         """uint8 [H, W, 3]."""
@@ -284,8 +287,8 @@ def _failing(folder: Path) -> Iterator[None]:
         raise DamagedError(f"The log of {folder} cannot be written ({error}).") from None
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _connect(path: Path, lasting: bool) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=30.0, check_same_thread=False)  # one thread writes it, another opened it
     db.execute("PRAGMA journal_mode=WAL")
-    db.execute("PRAGMA synchronous=FULL")
+    db.execute(f"PRAGMA synchronous={'FULL' if lasting else 'OFF'}")
     return db

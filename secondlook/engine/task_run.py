@@ -71,6 +71,10 @@ class TaskRun:
     def proposal(self, number: int) -> Proposal:
         return self.outcome(number).proposal
 
+    def pictured(self, number: int) -> bool:
+        """Whether an earlier outcome has a picture: that of a row that overflowed was lost."""
+        return self._pictured(number // self.tasks)
+
     # ---- the plan's turn ---------------------------------------------------------------------------------------------
 
     def advance(self, outcomes: list[Outcome] | None, late: Callable[[Cost], bool]) -> list[Job]:

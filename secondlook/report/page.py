@@ -235,7 +235,7 @@ def _failures(run: Run) -> str:
         name = esc(
             next(
                 (str(failure[k]) for k in ("verifier", "judge", "critic", "comparer") if k in failure),
-                "a part of the run",
+                f"outcome {failure['outcome']}" if "row" in failure else "a part of the run",
             )
         )
         items.append(

@@ -27,7 +27,7 @@ def prompt_section(
         f'<div class="body">{_whole(prompt.prompt)}<p class="note">{_status(prompt)}</p>'
         f'<div class="two"><div class="seen">{_pair(run, prompt, album)}</div>'
         f'<figure class="plot">{prompt_chart(prompt, run.drawn)}<figcaption>{key}</figcaption></figure>'
-        f'<div class="paid">{_ledger(run, prompt)}</div></div>{_candidates(prompt, album, pictured, cell)}</div>'
+        f'<div class="paid">{_ledger(run, prompt)}</div></div>{_candidates(run, prompt, album, pictured, cell)}</div>'
     )
     if not folded:
         return f'<section class="prompt" id="p{prompt.index}"><h2>{title}</h2>{body}</section>'
@@ -159,16 +159,11 @@ def _guided(run: Run, name: str) -> str:
     return "guided here" if run.verifier == name else "did not guide"
 
 
-def _candidates(prompt: Prompted, album: Album, pictured: set[int], cell: Cell) -> str:
+def _candidates(run: Run, prompt: Prompted, album: Album, pictured: set[int], cell: Cell) -> str:
     families = family_tree(prompt, album, pictured, cell)
-    left_out = sum(o.id not in pictured and _has_picture(o) for o in prompt.outcomes)
+    left_out = sum(o.id not in pictured and run.record.digests[o.id] is not None for o in prompt.outcomes)
     note = ""
     if left_out:
         note = f'<p class="note">{count(left_out)} candidates are listed without picture, to keep the page small.</p>'
     won = f' <a href="#o{prompt.winner.id}">to the winner</a>' if prompt.winner is not None else ""
     return f'<h3>Candidates{won}</h3>{note}<div class="box">{families}</div>'
-
-
-def _has_picture(outcome: Shown) -> bool:
-    """Whether a picture was made at all: half-made trajectories that nobody looked at have none."""
-    return outcome.finished or outcome.proposal.ask == "score"

@@ -149,7 +149,7 @@ def _prompted(record: Record, index: int, prompt: str | None) -> Prompted:
         {o.id: record.costs[o.id] for o in outcomes},
         None if winner is None else _seen(record, winner),
         _seen(record, base[0]) if base else None,
-        base[1] if base else None,
+        base[1] if base and record.plain_digest(index) is not None else None,
         outside[1] if outside else None,
         record.spent(index),
         record.ended.get(index),
