@@ -148,8 +148,8 @@ class ContextEncoder(nn.Module):
         nn.init.zeros_(self.reflection_norm.weight)
 
     def forward(self, tries: Tries, modulation: Tensor) -> tuple[Tensor, Tensor]:
-        pictures = self.clip_norm(self.clip_projection(tries.pictures))
-        words = self.reflection_text_norm(self.reflection_text_projection(tries.words)).to(pictures)
+        pictures = self.clip_norm(self.clip_projection(tries.pictures).float())
+        words = self.reflection_text_norm(self.reflection_text_projection(tries.words).float())
         n, _, seen, width = pictures.shape
         x = torch.cat([pictures, words], 2).flatten(1, 2)
         mask = torch.cat(
@@ -162,5 +162,5 @@ class ContextEncoder(nn.Module):
         angle = (place[..., None] * self.rates)[:, None]  # type: ignore[operator]
         for block in self.reflection_transformer:
             x = block(x, mask, angle, modulation)
-        x = self.reflection_norm(x)
+        x = self.reflection_norm(x.float())
         return x, (mask & (place < place.amax(1, keepdim=True)) if self.drop_last else mask)

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from secondlook.errors import ShapeError
+from secondlook.errors import DamagedError, ShapeError
 from secondlook.train.loop import ByRows, Rows
 
 PART = 256  # items that one call of a maker makes
@@ -43,6 +44,18 @@ class Pool:
 
     def at(self, index: Tensor) -> dict[str, Tensor]:
         return {name: column[index] for name, column in self.columns.items()}
+
+    def save(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(self.columns, path)
+
+    @staticmethod
+    def load(path: Path) -> Pool:
+        """DamagedError for a file that holds none."""
+        try:
+            return Pool(torch.load(path, weights_only=True))
+        except Exception as error:
+            raise DamagedError(f"The items {path} cannot be read ({error}); make them again.") from None
 
     def to(self, device: torch.device | str) -> Pool:
         return Pool({name: column.to(device) for name, column in self.columns.items()})

@@ -163,13 +163,40 @@ def trainer(module: Any, folder: Path, config: TrainConfig, pool: Pool, food: Fo
     )
 
 
-def _train(args: argparse.Namespace) -> int:
-    made = Tried(tuple(args.samples), args.memory, args.pairing, args.rendered, args.again)
+def _items(args: argparse.Namespace) -> Pool:
+    """The items that a file holds (``pairs``), or new ones. A network of a smaller memory reads the last tries alone."""
     began = time.perf_counter()
-    pool = make_pool(made, str(args.seed), args.pool, args.workers)
+    if args.items is not None:
+        pool = Pool.load(args.items)
+        for name in ("tries", "remarks", "shown"):
+            pool.columns[name] = pool.columns[name][:, -args.memory :].contiguous()
+        target = pool.columns.pop("independent")
+        if args.pairing == "independent":
+            pool.columns["target"] = target
+        elif args.pairing != "mended":
+            raise ConfigError(f"A file of pairs holds mended and independent targets; got --pairing {args.pairing}.")
+    else:
+        made = Tried(tuple(map(str, args.samples)), args.memory, args.pairing, args.rendered, args.again)
+        pool = make_pool(made, str(args.seed), args.pool, args.workers)
     print(f"{len(pool)} items in {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+    return pool
+
+
+def _pairs(args: argparse.Namespace) -> int:
+    made = Tried(tuple(map(str, args.samples)), args.memory, "mended", args.rendered, args.again, both=True)
+    pool = make_pool(made, str(args.seed), args.pool, args.workers)
+    pool.save(args.out)
+    print(f"{len(pool)} items in {args.out}")
+    return 0
+
+
+def _train(args: argparse.Namespace) -> int:
+    device = usable(args.device or "cpu")
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    pool = _items(args)
     torch.manual_seed(args.seed)
-    module = (
+    module: Any = (
         load(args.init)
         if args.init
         else fresh_network(args.form, args.base, args.memory, args.side, args.depth, args.amplify)
@@ -180,7 +207,7 @@ def _train(args: argparse.Namespace) -> int:
     config = TrainConfig(args.steps, args.batch, args.lr, 2 * args.lr, seed=args.seed, hold=0.5, device=args.device, warmup=100,
                          ema=0.998, save_every=args.save_every)  # fmt: skip
     food = Food(args.form, args.changed, not args.mute, not args.blind)
-    work = trainer(module, args.out, config, pool.to(usable(args.device or "cpu")), food)
+    work = trainer(module, args.out, config, pool.to(device), food)
     report(work.run())
     about = (
         "form",
@@ -190,7 +217,6 @@ def _train(args: argparse.Namespace) -> int:
         "steps",
         "batch",
         "seed",
-        "pool",
         "lr",
         "changed",
         "side",
@@ -198,8 +224,10 @@ def _train(args: argparse.Namespace) -> int:
         "mute",
         "blind",
     )
-    facts = {k: getattr(args, k) for k in about} | {"seconds": round(work.seconds), "continued": args.init is not None}
-    save(work.ema.module, args.out / "weights.safetensors", work.ema.module.describe(), facts)  # type: ignore[operator]
+    facts = {k: getattr(args, k) for k in about}
+    facts |= {"items": len(pool), "seconds": round(work.seconds), "continued": args.init is not None}
+    network: Any = work.ema.module.cpu()
+    save(network, args.out / "weights.safetensors", network.describe(), facts)
     return 0
 
 
@@ -230,12 +258,19 @@ def _memory(network: Any) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m secondlook.train.reflect")
     sub = parser.add_subparsers(dest="command", required=True)
+    p = sub.add_parser("pairs")
+    p.add_argument("out", type=Path)
+    for name, kind, usual in (("memory", int, 3), ("seed", int, 0), ("pool", int, 50_000), ("workers", int, 2), ("again", int, 4),
+                              ("rendered", float, 0.2)):  # fmt: skip
+        p.add_argument(f"--{name}", type=kind, default=usual)
+    p.add_argument("--samples", nargs="*", type=Path, default=[])
     p = sub.add_parser("train")
     p.add_argument("out", type=Path)
+    p.add_argument("--items", type=Path, help="a file of pairs")
     p.add_argument("--base", type=Path, default=shipped("scenes-base.safetensors"))
     p.add_argument("--form", choices=FORMS, default="edit")
     p.add_argument("--init", type=Path, help="weights of the same form to go on from")
-    p.add_argument("--samples", nargs="*", default=[])
+    p.add_argument("--samples", nargs="*", type=Path, default=[])
     p.add_argument("--pairing", choices=PAIRINGS, default="mended")
     p.add_argument("--amplify", choices=("prompt", "both"), default="prompt")
     for name, kind, usual in (("memory", int, 1), ("side", int, 4), ("depth", int, 2), ("steps", int, 2000), ("batch", int, 96),
@@ -264,7 +299,7 @@ def _parser() -> argparse.ArgumentParser:
 def main() -> int:
     args = _parser().parse_args()
     keep_buffers()
-    return {"train": _train, "chain": _chain, "steps": _steps}[args.command](args)
+    return {"pairs": _pairs, "train": _train, "chain": _chain, "steps": _steps}[args.command](args)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,8 @@ class Tried:
     memory: int = 1
     pairing: str = "mended"
     rendered: float = 0.25
-    again: int = 1  # items that one wrong try makes
+    again: int = 1  # items that the tries of one prompt make
+    both: bool = False  # targets that know nothing of the try come along, as "independent"
 
     def __post_init__(self) -> None:
         if self.pairing not in PAIRINGS:
@@ -55,7 +56,10 @@ class Tried:
         while len(groups) < count:
             groups += [[s] for s in spoilt(rng, count - len(groups)) if not judge(s.seen, s.prompt).right]
         targets = render([self._target(g[-1], rng) for g in groups])
-        return columns(groups, targets, self.memory)
+        made = columns(groups, targets, self.memory)
+        if self.both:
+            made["independent"] = render([sample_scene(g[-1].prompt, rng) for g in groups])
+        return made
 
     def _sampled(self, rng: random.Random, part: int, wanted: int) -> Iterator[list[Shown]]:
         """Wrong tries with up to ``memory`` - 1 others of the prompt before them. Parts take turns through the files' prompts."""
