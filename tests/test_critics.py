@@ -52,6 +52,7 @@ def learned() -> Learned:
     made = network()
     with torch.no_grad():
         made.head.bias[CLOSE] = 1.0
+        made.place.mul_(50)
         made.reader.match_head[-1].weight.mul_(20)
     made.eval()
     with torch.inference_mode():
@@ -136,7 +137,12 @@ def test_what_is_told_by_rules_reads_as_remarks_do(name: str) -> None:
 
 
 def test_the_learned_critic_says_nothing_of_what_its_network_finds_right_and_something_of_all_else() -> None:
-    said = learned()(*pictures(64))
+    x, conditions = pictures(64)
+    said = learned()(x, conditions)
+    with torch.inference_mode():
+        ids = tokenize(WORDS, 16, [k.prompt or "" for k in conditions])
+        right = learned().network.write(to_network(x), ids)[0] >= 0
+    assert [r is not None and r.text == "" for r in said] == right.tolist()
     found = [r for r in said if r is not None]
     assert {r.text == "" for r in found} == {True, False}
     assert all((r.text == "") == (r.score >= 0.5) for r in found)
