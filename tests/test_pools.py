@@ -135,6 +135,8 @@ def test_the_base_trains_from_a_pool_in_other_sizes(tmp_path: Path, capsys: pyte
     assert main(words) == 0, capsys.readouterr().err
     module = checkpoint.load_text(tmp_path / "weights.safetensors")
     assert (module.config.width, module.config.depth, module.config.heads) == (24, 1, 2)
+    average = samples.base_network(tmp_path / "state.pt")
+    assert all(torch.equal(v, module.state_dict()[k]) for k, v in average.state_dict().items())
     assert main([*words[:-2], "--width", "48", "--out", str(tmp_path)]) == 2
     assert "other settings" in capsys.readouterr().err
     for wrong, message in (
