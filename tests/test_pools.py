@@ -135,6 +135,8 @@ def test_the_base_trains_from_a_pool_in_other_sizes(tmp_path: Path, capsys: pyte
     assert main(words) == 0, capsys.readouterr().err
     module = checkpoint.load_text(tmp_path / "weights.safetensors")
     assert (module.config.width, module.config.depth, module.config.heads) == (24, 1, 2)
+    average = samples.base_network(tmp_path / "state.pt")
+    assert all(torch.equal(v, module.state_dict()[k]) for k, v in average.state_dict().items())
     assert main([*words[:-2], "--width", "48", "--out", str(tmp_path)]) == 2
     assert "other settings" in capsys.readouterr().err
     for wrong, message in (
@@ -203,6 +205,8 @@ def test_several_samples_of_each_prompt(weights: Path, tmp_path: Path) -> None:
         list(collect(weights, 4, tmp_path / "b.npz", 5, per_prompt=0))
     with pytest.raises(ConfigError, match="--batch must be at least 1"):
         Means(batch=0)
+    with pytest.raises(ConfigError, match="cannot be used here"):
+        list(collect(weights, 4, tmp_path / "b.npz", 5, means=Means("nowhere")))
 
 
 def test_matrices_are_orthogonalised_together_as_alone() -> None:
@@ -224,13 +228,20 @@ def test_matrices_are_orthogonalised_together_as_alone() -> None:
         assert torch.equal(one, s) == torch.equal(two, s)
 
 
-def test_noise_drawn_on_a_device_goes_on_from_what_was_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_noise_drawn_on_a_device_goes_on_from_what_was_drawn(network: TextSiT, monkeypatch: pytest.MonkeyPatch) -> None:
     source = OnDevice(torch.device("cpu"), 3)
     keys = [Key.root(0)] * 2
     first, second = source(keys, (2, 3)), source(keys, (2, 3))
     assert first.shape == (2, 2, 3)
     assert not torch.equal(first, second)
     assert torch.equal(OnDevice(torch.device("cpu"), 3)(keys, (2, 3)), first)
+    drawn = []
+    for seed in (4, 4, 5):
+        source = OnDevice(torch.device("cpu"), seed)
+        solver = replace(make_named("solver", "sde"), source=source)
+        drawn.append(draw(network, ["a circle"] * 2, keys, 3, 2.0, solver, source))
+    assert np.array_equal(drawn[0], drawn[1])
+    assert not np.array_equal(drawn[0], drawn[2])
     monkeypatch.setattr(samples, "OnDevice", lambda device, seed: seed)
     solver, found = samples._sourced(make_named("solver", "sde"), torch.device("meta"), Key.root(1))
     assert solver.source == found == Key.root(1).value % 2**63

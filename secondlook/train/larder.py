@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from secondlook.errors import ConfigError
 from secondlook.train.loop import Rows
 from secondlook.train.pairs import Shown, fresh, moved, prompts_for
 from secondlook.train.pool import PART, Pool, PoolLoss, make_pool
@@ -29,11 +30,16 @@ _LEAST = 32  # base samples that a part looks at, or all of them
 @dataclass(frozen=True)
 class Stock:
     """count: items made beforehand (0: none, every step makes its own). workers: processes that make them. device: where the
-    network is trained on them, as in ``TrainConfig``."""
+    network is trained on them, and whether it is compiled, as in ``TrainConfig``."""
 
     count: int = 0
     workers: int = 1
     device: str | None = None
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if self.count < 0 or self.workers < 1:
+            raise ConfigError(f"--pool is 0 or above and --workers at least 1; got {self.count} and {self.workers}.")
 
 
 UNSTOCKED = Stock()

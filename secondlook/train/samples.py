@@ -77,8 +77,11 @@ def base_network(path: Path) -> TextSiT:
     """The base model from its weights, or the moving average in a training's ``state.pt``."""
     if path.suffix != ".pt":
         return load_text(path)
-    network = TextSiT(TextSiTConfig(words=WORDS))
-    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["ema"])
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    about = saved.get("about") or {}
+    sizes = {name: about[name] for name in ("width", "depth", "heads") if name in about}
+    network = TextSiT(TextSiTConfig(words=WORDS, **sizes))
+    network.load_state_dict(saved["ema"])
     return network.eval().requires_grad_(False)
 
 

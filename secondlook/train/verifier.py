@@ -14,6 +14,9 @@ The shipped weights came from these commands, BASE being the base model's weight
 
 ``train`` without ``--samples`` sees renders alone. The shipped verifier's start was the first 500 of 3000 planned steps,
 before its rate fell. ``docs/results/verifier.json`` holds what ``evaluate`` found.
+
+On a GPU ``collect`` takes ``--device cuda --workers W --raw``, and ``train`` learns from items made beforehand:
+``--pool COUNT --workers W --device cuda --batch B``.
 """
 
 from __future__ import annotations
@@ -110,9 +113,8 @@ def train_verifier(
 ) -> Iterator[Tick]:  # fmt: skip
     """Train one network in the folder ``out``, and write its moving average there as ``weights.safetensors``."""
     rates: dict[str, Any] = {} if lr is None else {"lr": lr, "muon_lr": 2 * lr}
-    config = TrainConfig(
-        steps=steps, batch=batch_size, warmup=100, ema=0.998, seed=seed, hold=0.5, device=stock.device, **rates
-    )
+    config = TrainConfig(steps=steps, batch=batch_size, warmup=100, ema=0.998, seed=seed, hold=0.5, device=stock.device,
+                         compile=stock.compile, **rates)  # fmt: skip
     work = trainer(kind, out, config, samples, init, food, stock)
     yield from work.run()
     module = work.ema.module.cpu()
@@ -189,6 +191,7 @@ def _parser() -> argparse.ArgumentParser:
         help="items made beforehand; a step draws among them (default: each makes its own)",
     )
     p.add_argument("--workers", type=int, default=1, help="processes that make them")
+    p.add_argument("--compile", action="store_true", help="with --pool; needs a C++ compiler")
     p.add_argument("--device", help="with --pool: cpu, cuda or cuda:N (default: cuda where there is one)")
     p = sub.add_parser("evaluate")
     p.add_argument("verifier", type=Path)
@@ -206,11 +209,13 @@ def main() -> None:
         args.out.write_text(json.dumps(without_nan(found), indent=1) + "\n")
     elif args.command == "train":
         samples = Samples.load(*args.samples) if args.samples else None
-        if args.device and not args.pool:
-            raise ConfigError("--device goes with --pool: without one every step makes its pictures on the CPU.")
+        if (args.device or args.compile) and not args.pool:
+            raise ConfigError(
+                "--device and --compile go with --pool: without one every step makes its pictures on the CPU."
+            )
         if args.pool and torch.cuda.is_available():
             torch.set_float32_matmul_precision("high")
-        stock = Stock(args.pool, args.workers, args.device)
+        stock = Stock(args.pool, args.workers, args.device, args.compile)
         _report(train_verifier(args.kind, samples, args.out, args.steps, args.seed, args.init, args.batch,
                                Food(args.hard, args.truth, args.rules), stock, args.lr))  # fmt: skip
     else:
