@@ -44,28 +44,33 @@ def jobs(d: Path, full: bool) -> list[Job]:
     draw = f"train.verifier collect {BASE} {n(60000, 4096)} {d}/"
     again = f"train.reflect train {d}/"
     cuda = "--device cuda"
-    pool = f"--pool {n(160000, 4096)} --workers {n(6, 5)} {cuda}"
+    pool = f"--pool {n(100000, 4096)} --workers 4 {cuda}"
     edit = f"--items {d}/items.pt --batch 512 {cuda} --save-every 2000"
+    turns = f"{d}/dev.npz --turns 5 --rows 1024 {cuda} --seed 77"
     return [
         Job("tries", f"{draw}tries.npz --mix hard --ways few few euler --per-prompt 4 {cuda} --workers 8 --raw --seed 401"),
         Job("v", f"{draw}v.npz --mix hard --ways euler few {cuda} --workers 4 --raw --seed 201"),
         Job("j", f"{draw}j.npz --mix hard --ways few heun {cuda} --workers 4 --raw --seed 101"),
-        Job("pairs", f"train.reflect pairs {d}/items.pt --samples {d}/tries.npz --pool {n(240000, 4096)} --workers 14", ("tries",)),
+        Job("dev", f"train.verifier dev {BASE} {d}/dev.npz --seed 301 --each {n(8, 1)} --set scenes-expert-dev {cuda} --raw", ("tries",)),
+        Job("pairs", f"train.reflect pairs {d}/items.pt --samples {d}/tries.npz --pool {n(160000, 4096)} --workers 14 --again 8",
+            ("tries",)),
         Job("learned", f"train.verifier train tokens {d}/learned --samples {d}/v.npz --hard 0.5 --no-rules {pool} --batch 256 "
-            f"--steps {n(6000, 150)} --seed 21", ("v",)),
+            f"--steps {n(4000, 150)} --seed 21", ("v",)),
         Job("witness", f"train.verifier train film {d}/witness --samples {d}/j.npz --hard 0.5 --truth --no-rules {pool} --batch 256 "
-            f"--steps {n(6000, 150)} --seed 31", ("j",)),
-        Job("critic", f"train.critic train {d}/critic --steps {n(4500, 120)} --batch 512 --seed 1 {pool} --samples {d}/v.npz",
+            f"--steps {n(4000, 150)} --seed 31", ("j",)),
+        Job("critic", f"train.critic train {d}/critic --steps {n(3000, 120)} --batch 512 --seed 1 {pool} --samples {d}/v.npz",
             ("v",)),
-        Job("large", f"cli large {d}/large --pool {n(400000, 8192)} --workers {n(5, 5)} {cuda} --width 224 --depth 8 --heads 7 "
-            f"--batch 512 --steps {n(7000, 120)} --hard 0.3 --save-every 2000"),
-        Job("edit", f"{again}edit --form edit {edit} --steps {n(4000, 150)} --seed 1", ("pairs",)),
-        Job("context", f"{again}context --form context --memory 3 {edit} --steps {n(5000, 100)} --seed 2", ("pairs",)),
-        Job("sft", f"{again}sft --form sft {edit} --steps {n(5000, 100)} --seed 3", ("pairs",)),
-        Job("own", f"train.reflect chain {d}/edit/weights.safetensors {d}/own.npz {d}/v.npz --turns 2 --steps 8 --rows 1024 {cuda} "
+        Job("large", f"cli large {d}/large --pool {n(250000, 8192)} --workers 4 {cuda} --width 224 --depth 8 --heads 7 "
+            f"--batch 512 --steps {n(3600, 120)} --hard 0.3 --save-every 2000"),
+        Job("edit", f"{again}edit --form edit {edit} --steps {n(2400, 150)} --seed 1", ("pairs",)),
+        Job("context", f"{again}context --form context --memory 3 {edit} --steps {n(3000, 100)} --seed 2", ("pairs",)),
+        Job("sft", f"{again}sft --form sft {edit} --steps {n(3000, 100)} --seed 3", ("pairs",)),
+        Job("own", f"train.reflect chain {d}/edit/weights.safetensors {d}/own.npz {d}/v.npz --most 16000 --turns 2 --steps 8 --rows 1024 {cuda} "
             f"--seed 9", ("edit", "v")),
         Job("edit2", f"{again}edit2 --form edit --init {d}/edit/weights.safetensors --samples {d}/tries.npz {d}/own.npz --pool "
-            f"{n(160000, 4096)} --workers 12 --batch 512 {cuda} --steps {n(4000, 100)} --seed 4 --save-every 2000", ("own",)),
+            f"{n(120000, 4096)} --workers 12 --again 4 --batch 512 {cuda} --steps {n(2600, 100)} --seed 4 --save-every 2000", ("own",)),
+        *(Job(f"steps-{name}-{g}", f"train.reflect steps {d}/{name}/weights.safetensors {turns} --guidance {g}", (name, "dev"))
+          for name, g in (("edit", 2.5), ("context", 2.5), ("sft", 2.5), ("edit2", 2.5), ("edit2", 1.5), ("edit2", 4.0))),
     ]  # fmt: skip
 
 
@@ -118,7 +123,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path("/dev/shm/secondlook"))
     parser.add_argument("--scale", choices=("full", "small"), default="full")
     parser.add_argument(
-        "--limit", type=float, default=560, help="seconds after which what is finished is kept, and the rest stopped"
+        "--limit", type=float, default=575, help="seconds after which what is finished is kept, and the rest stopped"
     )
     args = parser.parse_args()
     shutil.rmtree(args.work, ignore_errors=True)
@@ -135,7 +140,7 @@ def main() -> int:
     print("late:", late, "failed:", [job.name for job in every.values() if job.code])
     for log in sorted((args.work / "logs").glob("*.log")):
         lines = log.read_text().strip().splitlines()
-        print(f"== {log.stem}: " + " | ".join(lines[-4:])[-700:])
+        print(f"== {log.stem}: " + " | ".join(lines[-5:])[-900:])
     return 0
 
 

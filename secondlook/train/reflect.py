@@ -170,11 +170,13 @@ def _items(args: argparse.Namespace) -> Pool:
         pool = Pool.load(args.items)
         for name in ("tries", "remarks", "shown"):
             pool.columns[name] = pool.columns[name][:, -args.memory :].contiguous()
-        target = pool.columns.pop("independent")
-        if args.pairing == "independent":
+        target = pool.columns.pop("independent", None)
+        if args.pairing == "independent" and target is not None:
             pool.columns["target"] = target
         elif args.pairing != "mended":
-            raise ConfigError(f"A file of pairs holds mended and independent targets; got --pairing {args.pairing}.")
+            raise ConfigError(
+                f"{args.items} holds no {args.pairing} targets; make it with pairs --both, or leave --items out."
+            )
     else:
         made = Tried(tuple(map(str, args.samples)), args.memory, args.pairing, args.rendered, args.again)
         pool = make_pool(made, str(args.seed), args.pool, args.workers)
@@ -183,7 +185,7 @@ def _items(args: argparse.Namespace) -> Pool:
 
 
 def _pairs(args: argparse.Namespace) -> int:
-    made = Tried(tuple(map(str, args.samples)), args.memory, "mended", args.rendered, args.again, both=True)
+    made = Tried(tuple(map(str, args.samples)), args.memory, "mended", args.rendered, args.again, both=args.both)
     pool = make_pool(made, str(args.seed), args.pool, args.workers)
     pool.save(args.out)
     print(f"{len(pool)} items in {args.out}")
@@ -238,7 +240,9 @@ def _network(args: argparse.Namespace) -> Any:
 def _chain(args: argparse.Namespace) -> int:
     network = _network(args)
     way = Way(args.steps, args.guidance, args.rows)
-    count = collect_chains(network, Samples.load(*args.samples), args.turns, way, args.seed, args.out, _memory(network))
+    count = collect_chains(
+        network, Samples.load(*args.samples).first(args.most), args.turns, way, args.seed, args.out, _memory(network)
+    )
     print(f"{count} wrong tries in {args.out}")
     return 0
 
@@ -246,7 +250,9 @@ def _chain(args: argparse.Namespace) -> int:
 def _steps(args: argparse.Namespace) -> int:
     network = _network(args)
     way = Way(args.steps, args.guidance, args.rows, args.strength)
-    for row in one_step(network, Samples.load(*args.samples), way, args.seed, args.turns, _memory(network)):
+    for row in one_step(
+        network, Samples.load(*args.samples).first(args.most), way, args.seed, args.turns, _memory(network)
+    ):
         print(json.dumps(row), flush=True)
     return 0
 
@@ -264,6 +270,7 @@ def _parser() -> argparse.ArgumentParser:
                               ("rendered", float, 0.2)):  # fmt: skip
         p.add_argument(f"--{name}", type=kind, default=usual)
     p.add_argument("--samples", nargs="*", type=Path, default=[])
+    p.add_argument("--both", action="store_true", help="independent targets too, for an ablation")
     p = sub.add_parser("train")
     p.add_argument("out", type=Path)
     p.add_argument("--items", type=Path, help="a file of pairs")
@@ -286,6 +293,7 @@ def _parser() -> argparse.ArgumentParser:
         if command == "chain":
             p.add_argument("out", type=Path)
         p.add_argument("samples", nargs="+", type=Path)
+        p.add_argument("--most", type=int, help="samples to begin from: the first so many")
         p.add_argument("--turns", type=int, default=3)
         p.add_argument("--steps", type=int, default=8)
         p.add_argument("--guidance", type=float, default=2.5)

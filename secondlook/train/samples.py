@@ -53,6 +53,10 @@ class Samples:
     def prompts(self) -> list[Prompt]:
         return [parse(t) for t in self.texts]
 
+    def first(self, count: int | None) -> Samples:
+        """The first ``count`` (None: all)."""
+        return self if count is None else Samples(self.pictures[:count], self.texts[:count], self.right[:count])
+
     def save(self, path: Path, raw: bool = False) -> None:
         """raw: without compression, which takes one processor long."""
         path.parent.mkdir(parents=True, exist_ok=True)
