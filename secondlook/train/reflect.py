@@ -281,7 +281,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--pairing", choices=PAIRINGS, default="mended")
     p.add_argument("--amplify", choices=("prompt", "both"), default="prompt")
     for name, kind, usual in (("memory", int, 1), ("side", int, 4), ("depth", int, 2), ("steps", int, 2000), ("batch", int, 96),
-                              ("seed", int, 0), ("pool", int, 50_000), ("workers", int, 2), ("again", int, 1), ("lr", float, 7e-4),
+                              ("seed", int, 0), ("pool", int, 50_000), ("workers", int, 2), ("again", int, 1), ("lr", float, 1e-3),
                               ("changed", float, CHANGED), ("rendered", float, 0.25), ("save-every", int, 250)):  # fmt: skip
         p.add_argument(f"--{name}", type=kind, default=usual)
     p.add_argument("--mute", action="store_true", help="no remarks: an ablation")
