@@ -116,7 +116,9 @@ class Store:
                 f'"{folder}" is not a run: it holds no {LOG}. Name a folder that `secondlook draw --out` made.'
             )
         try:
-            db = _connect(log, lasting)
+            db = _connect(log)
+            if not lasting:
+                db.execute("PRAGMA synchronous=OFF")
             rows = dict(db.execute("SELECT key, value FROM meta"))
             version = json.loads(rows["version"])
             if not isinstance(json.loads(rows["config"])["prompts"], list):
@@ -287,8 +289,8 @@ def _failing(folder: Path) -> Iterator[None]:
         raise DamagedError(f"The log of {folder} cannot be written ({error}).") from None
 
 
-def _connect(path: Path, lasting: bool) -> sqlite3.Connection:
+def _connect(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=30.0, check_same_thread=False)  # one thread writes it, another opened it
     db.execute("PRAGMA journal_mode=WAL")
-    db.execute(f"PRAGMA synchronous={'FULL' if lasting else 'OFF'}")
+    db.execute("PRAGMA synchronous=FULL")
     return db
