@@ -20,6 +20,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -45,7 +46,7 @@ def jobs(d: Path, full: bool) -> list[Job]:
     again = f"train.reflect train {d}/"
     cuda = "--device cuda"
     pool = f"--pool {n(100000, 4096)} --workers 4 {cuda}"
-    edit = f"--items {d}/items.pt --batch 512 {cuda} --save-every 2000"
+    edit = f"--items {d}/items.pt --batch 512 {cuda} --save-every 200"
     turns = f"{d}/dev.npz --turns 5 --rows 1024 {cuda} --seed 77"
     return [
         Job("tries", f"{draw}tries.npz --mix hard --ways few few euler --per-prompt 4 {cuda} --workers 8 --raw --seed 401"),
@@ -61,14 +62,14 @@ def jobs(d: Path, full: bool) -> list[Job]:
         Job("critic", f"train.critic train {d}/critic --steps {n(3000, 120)} --batch 512 --seed 1 {pool} --samples {d}/v.npz",
             ("v",)),
         Job("large", f"cli large {d}/large --pool {n(250000, 8192)} --workers 4 {cuda} --width 224 --depth 8 --heads 7 "
-            f"--batch 512 --steps {n(3600, 120)} --hard 0.3 --save-every 2000"),
+            f"--batch 512 --steps {n(3600, 120)} --hard 0.3 --save-every 200"),
         Job("edit", f"{again}edit --form edit {edit} --steps {n(2400, 150)} --seed 1", ("pairs",)),
         Job("context", f"{again}context --form context --memory 3 {edit} --steps {n(3000, 100)} --seed 2", ("pairs",)),
         Job("sft", f"{again}sft --form sft {edit} --steps {n(3000, 100)} --seed 3", ("pairs",)),
         Job("own", f"train.reflect chain {d}/edit/weights.safetensors {d}/own.npz {d}/v.npz --most 16000 --turns 2 --steps 8 --rows 1024 {cuda} "
             f"--seed 9", ("edit", "v")),
         Job("edit2", f"{again}edit2 --form edit --init {d}/edit/weights.safetensors --samples {d}/tries.npz {d}/own.npz --pool "
-            f"{n(120000, 4096)} --workers 12 --again 4 --batch 512 {cuda} --steps {n(2600, 100)} --seed 4 --save-every 2000", ("own",)),
+            f"{n(120000, 4096)} --workers 12 --again 4 --batch 512 {cuda} --steps {n(2600, 100)} --seed 4 --save-every 200", ("own",)),
         *(Job(f"steps-{name}-{g}", f"train.reflect steps {d}/{name}/weights.safetensors {turns} --guidance {g}", (name, "dev"))
           for name, g in (("edit", 2.5), ("context", 2.5), ("sft", 2.5), ("edit2", 2.5), ("edit2", 1.5), ("edit2", 4.0))),
     ]  # fmt: skip
@@ -99,6 +100,14 @@ def halve(file: Path) -> None:
     save_file({k: v.half() if v.is_floating_point() else v for k, v in load_file(file).items()}, file, about)
 
 
+def rescue(folder: Path) -> None:
+    """The averaged weights of a training that did not end, from its last saved state."""
+    if (folder / "state.pt").exists() and not (folder / "weights.safetensors").exists():
+        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+        tensors = {k: v.contiguous() for k, v in state["ema"].items()}
+        save_file(tensors, folder / f"unfinished-{state['step']}.safetensors")
+
+
 def keep(work: Path, out: Path) -> None:
     """What is finished, or the last saved state's average, in archives of at most 16 MB."""
     whole = work / "large" / "weights.safetensors"
@@ -108,6 +117,7 @@ def keep(work: Path, out: Path) -> None:
         part = out / f"{'-'.join(group)}.tar"
         with tarfile.open(part, "w") as archive:
             for name in group:
+                rescue(work / name)
                 for file in sorted((work / name).glob("*.safetensors")) + sorted((work / name).glob("loss.jsonl")):
                     if file.suffix == ".safetensors":
                         archive.add(file, f"{name}/{file.name}")

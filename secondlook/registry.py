@@ -35,6 +35,10 @@ PLANS = {
     "particles": Row(
         "secondlook.plans.particles:particles", "sequential Monte Carlo, Feynman-Kac steering (2501.06848)"
     ),
+    "reflect": Row(
+        "secondlook.plans.reflect:reflect",
+        "hear what is wrong, show the model its tries, draw again until nothing is (Reflect-DiT 2503.12271)",
+    ),
 }
 SOLVERS = {
     "euler": Row("secondlook.solvers.ode:Euler", "first-order ODE, one evaluation a step"),
@@ -89,9 +93,9 @@ WORLDS = {  # what can be drawn in; each row's backend says all else of a world
     ),
 }
 _DATA = Path(__file__).parent / "data"
-MODELS = {  # shipped weights, by name
-    name: f"{name}-base.safetensors" for name in WORLDS if (_DATA / f"{name}-base.safetensors").is_file()
-}
+_WEIGHTS = {**{name: f"{name}-base.safetensors" for name in WORLDS}, "scenes-edit": "scenes-edit.safetensors"}
+MODELS = {name: file for name, file in _WEIGHTS.items() if (_DATA / file).is_file()}  # shipped weights, by name
+MODELS_ABOUT = {"scenes-edit": "scenes, trained to mend: it is shown its last try and a remark on it, for reflect"}
 PIPELINES = {  # what --model takes from diffusers, and the adapters that take it
     "sana": "SanaPipeline (SANA 1.0 and 1.5): flow, DPM-Solver++ or Euler",
     "flux": "FluxPipeline (FLUX.1 dev and schnell): flow, packed latents, distilled and true guidance",
@@ -115,7 +119,10 @@ def listing(what: str) -> list[tuple[str, str]]:
             (name, (f"{row.about}: {written(name)}" if what == "plans" else row.about)) for name, row in rows.items()
         ]
     if what == "models":
-        return [(name, f"the shipped transformer of the world {name}: {WORLDS[name].about}") for name in MODELS]
+        return [
+            (name, MODELS_ABOUT.get(name) or f"the shipped transformer of the world {name}: {WORLDS[name].about}")
+            for name in MODELS
+        ]
     if what == "pipelines":
         return list(PIPELINES.items())
     raise ConfigError(f'There is nothing called "{what}" to list; {nearest(what, [*shown, "models", "pipelines"])}')

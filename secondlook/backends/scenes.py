@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as File
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from secondlook.backends.own import Loaded, Own
+from secondlook.calls import parse_call
+from secondlook.errors import ConfigError
 from secondlook.flow.path import Linear
-from secondlook.models.checkpoint import load_text
+from secondlook.models.checkpoint import load
+from secondlook.models.find import weights_file
+from secondlook.models.reflect import ReflectSiT
 from secondlook.models.text import TextSiT
+from secondlook.registry import MODELS, resolve
+from secondlook.settings import Settings
 from secondlook.types import Condition, Verifier
 from secondlook.verify import builtin
 from secondlook.worlds.scenes.grammar import parse
+from secondlook.worlds.scenes.remarks import tokens
 from secondlook.worlds.scenes.world import Checker
 from secondlook.worlds.scenes.world import Scenes as World
 
@@ -27,6 +35,20 @@ class Encode:
 
     def __call__(self, condition: Condition | None) -> Any:
         return self.network.encode([None if condition is None else condition.prompt])
+
+
+@dataclass(frozen=True)
+class EncodeTries:
+    """A condition with its earlier tries. What a remark says outside the language is passed over."""
+
+    network: ReflectSiT
+    reads_context = True
+
+    def __call__(self, condition: Condition | None, pictures: Sequence[np.ndarray] = ()) -> Any:
+        if condition is None:
+            return self.network.encode([None])
+        said = [tokens(c.remark.text) for c in condition.context]
+        return self.network.encode([condition.prompt], [pictures], [said])
 
 
 class Scenes(Own):
@@ -41,8 +63,21 @@ class Scenes(Own):
         return self.world.decode(x)
 
     def load(self, file: File, device: torch.device) -> Loaded:
-        network = load_text(file).to(device)
+        network = load(file).to(device)
+        if isinstance(network, ReflectSiT):
+            return Loaded(network, Linear(), EncodeTries(network), "linear", network)
+        if not isinstance(network, TextSiT):
+            raise ConfigError(
+                f"The weights {file} draw classes, not prompts; the world scenes needs a text-to-image model."
+            )
         return Loaded(network, Linear(), Encode(network), "linear", network)
+
+    def usual(self, s: Settings) -> dict[str, Any]:
+        """A plan that listens to a critic and shows tries gets the ones that ship."""
+        needs = getattr(resolve("plan", parse_call(s.plan, "plan").name), "needs", ())
+        if "context" in needs and self.open and "scenes-edit" in MODELS and "redraw" not in s.plan:
+            self.model, self.file, self.open = "scenes-edit", weights_file("scenes-edit"), False
+        return {**super().usual(s), **({"critic": "learned"} if "critic" in needs else {})}
 
     def verifiers(self) -> Mapping[str, Callable[[], Verifier]]:
         return {"learned": builtin.learned, "judge": builtin.judge, "oracle": builtin.oracle}

@@ -50,6 +50,6 @@ def facts(file: Path) -> dict[str, Any]:
 def world_of(file: Path) -> str | None:
     """The world that a weights file was trained in, where it says one."""
     said = facts(file)
-    if said.get("kind") == "text-sit":
+    if said.get("kind") in ("text-sit", "reflect-sit"):
         return "scenes"
     return next((name for name in (said.get("world"), said.get("data")) if name in WORLDS), None)

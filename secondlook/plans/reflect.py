@@ -1,0 +1,105 @@
+"""Reflection: hear what is wrong with a picture, show both to the model, draw again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from secondlook.calls import positive
+from secondlook.errors import ConfigError
+from secondlook.plans.moves import fresh, rewind
+from secondlook.types import Context, Outcome, Plan, Proposal, Task
+
+ANSWERS = ("context", "redraw")
+KEEPS = ("accepted", "best")
+
+
+@dataclass
+class Chain:
+    """Tries that answer one another; ``failures``: answers in a row that made nothing better."""
+
+    tries: list[Outcome] = field(default_factory=list)
+    failures: int = 0
+
+    def add(self, outcome: Outcome) -> None:
+        better = not self.tries or faults(outcome) < faults(self.best)
+        self.failures = 0 if better else self.failures + 1
+        self.tries.append(outcome)
+
+    @property
+    def best(self) -> Outcome:
+        """The try with the fewest faults; the latest of equals."""
+        return min(reversed(self.tries), key=faults)
+
+
+def faults(outcome: Outcome) -> float:
+    """How many faults a remark names: its clauses; infinitely many where nothing could be read."""
+    remark = outcome.remark
+    return float("inf") if remark is None else len([c for c in remark.text.split(";") if c.strip()])
+
+
+def reflect(
+    task: Task, *, n: int = 20, memory: int = 1, width: int = 1, answer: str = "context", keep: str = "accepted", mends: int = 2,
+    back: float = 0.0,
+) -> Plan:  # fmt: skip
+    """Draw, ask the critic, and stop when it finds nothing wrong; else draw again with up to ``memory`` tries and remarks as context,
+    until ``n`` pictures are drawn. Ref: Reflect-DiT, 2503.12271, sec. 3.3 and algorithm 1 (K = ``memory``).
+
+    width: chains side by side. answer: "context", or "redraw", where the critic's word only decides when to stop. keep: "accepted"
+    (the paper's: the accepted picture or the last one), or "best" (by the verifier, which is then asked too). mends: a picture is
+    answered so often in a row without fewer faults, then the chain begins afresh; an answer goes on from the chain's try with the
+    fewest faults, not always from the last (chains drift). The paper's own loop is mends=n with memory=3. back: the time that the try is
+    taken back to before it is drawn again (0: fresh noise). A remark that cannot be read begins afresh: it is no remark.
+    """
+    positive("reflect", n=n, memory=memory, width=width, mends=mends)
+    if answer not in ANSWERS or keep not in KEEPS or not 0 <= back < 1:
+        raise ConfigError(f"reflect: expected answer one of {', '.join(ANSWERS)}, keep one of {', '.join(KEEPS)} and back from 0 to below 1; "
+                          f"got answer={answer!r}, keep={keep!r}, back={back!r}.")  # fmt: skip
+    ask = "remark" if keep == "accepted" else "score+remark"
+    chains = [Chain() for _ in range(width)]
+    drawn = 0
+    while drawn < n:
+        live = chains[: n - drawn]
+        for i, chain in enumerate(live):
+            if answer == "redraw" or chain.failures >= mends or (chain.tries and faults(chain.best) == float("inf")):
+                live[i] = chains[i] = Chain()
+        outcomes = yield [_next(task, chain, memory, back, ask) for chain in live]
+        drawn += len(outcomes)
+        for chain, outcome in zip(live, outcomes, strict=True):
+            chain.add(outcome)
+        accepted = [o for o in outcomes if faults(o) == 0]
+        if accepted or keep == "accepted":
+            last = accepted[0] if accepted else outcomes[-1]
+        if accepted:
+            break
+    return last if keep == "accepted" else None
+
+
+def _next(task: Task, chain: Chain, memory: int, back: float, ask: str) -> Proposal:
+    """The chain's next draw: a first one, or an answer to its best try."""
+    if not chain.tries:
+        return fresh(task, 1, ask=ask)[0]
+    shown = [*recalled(task, chain, memory - 1), chain.best]
+    context = tuple(Context(o.id, o.remark) for o in shown if o.remark is not None)
+    condition = replace(task.condition, context=context)
+    if back > 0:
+        return rewind(task, chain.best, 1, back, ask=ask, condition=condition)[0]
+    return fresh(task, 1, ask=ask, condition=condition)[0]
+
+
+def recalled(task: Task, chain: Chain, count: int) -> Sequence[Outcome]:
+    """Up to ``count`` earlier tries whose remarks differ from the best's and from one another, drawn at random where there are more."""
+    found: dict[str, Outcome] = {}
+    for o in chain.tries:
+        if o.remark is not None and o.remark != chain.best.remark:
+            found.setdefault(o.remark.text, o)
+    others = list(found.values())
+    if count < 1 or not others:
+        return []
+    if len(others) > count:
+        order = sorted(zip(task.uniform(len(others)), range(len(others)), strict=True))
+        others = [others[i] for _, i in sorted(order[:count], key=lambda pair: pair[1])]
+    return others
+
+
+reflect.needs = ("critic", "context")  # type: ignore[attr-defined]
