@@ -56,9 +56,11 @@ SOLVERS = {
                  "DPM-Solver++ (2211.01095): second-order multistep, one evaluation a step; eta from 0 (ODE) to 1 (SDE)"),
 }  # fmt: skip
 VERIFIERS = {
-    "learned": Row("secondlook.verify.builtin:learned",
-                   "the shipped verifier: a network detects objects, fixed rules compare them with the prompt; guides"),
-    "judge": Row("secondlook.verify.builtin:judge", "the shipped held-out judge: a second network of the same kind, never used for selection"),
+    "learned": Row("secondlook.verify.builtin:learned", "the shipped verifier of the world scenes: a network that reads picture and prompt; guides"),
+    "detector": Row("secondlook.verify.builtin:detector",
+                    "scenes: a network detects objects, fixed rules hold them against the prompt; guides"),
+    "judge": Row("secondlook.verify.builtin:judge",
+                 "the shipped held-out judge: a network of another kind, taught with other pictures, never used for selection"),
     "oracle": Row("secondlook.verify.builtin:oracle", "the world's exact checker; as a guide it gives an upper bound, and is labelled so"),
     "brightness": Row("secondlook.verify.measures:Brightness", "mean luma, 0 to 1; knows nothing of the prompt: for trying things out"),
     "sharpness": Row("secondlook.verify.measures:Sharpness", "spread of the luma's Laplacian; knows nothing of the prompt: for trying things out"),

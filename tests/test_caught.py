@@ -60,7 +60,7 @@ def test_the_judge_is_another_network_than_the_verifier() -> None:
 
 
 def test_the_verifiers_rules_move_its_score_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
-    guide = builtin.learned()
+    guide = builtin.detector()
     assert isinstance(guide, learned.LearnedVerifier)
     picture = torch.from_numpy(render([[Thing("circle", "red", 32.0, 32.0, 9.0)]]))
     found = {}

@@ -80,7 +80,7 @@ class Scenes(Own):
         return {**super().usual(s), **({"critic": "learned"} if "critic" in needs else {})}
 
     def verifiers(self) -> Mapping[str, Callable[[], Verifier]]:
-        return {"learned": builtin.learned, "judge": builtin.judge, "oracle": builtin.oracle}
+        return {"learned": builtin.learned, "detector": builtin.detector, "judge": builtin.judge, "oracle": builtin.oracle}
 
     def checker(self) -> Verifier:
         return Checker()

@@ -41,7 +41,7 @@ class Method:
 
     name: str
     plan: str
-    verifier: str = "learned"
+    verifier: str = "detector"
     steps: int = STEPS
     samples: int = max(SIZES)
     asks: bool = False  # whether the plan asks what is left of its budget
@@ -109,7 +109,7 @@ def carry(method: Method, prompts: list[str], folder: Path, seed: int) -> Store:
 def rows_of(method: Method, store: Store) -> list[Row]:
     """What the method had at each size; the base row comes with random's run, whose first samples it is."""
     found = [_row(method.name if method.samples > 1 else "more steps", n, method, store) for n in method.sizes]
-    if (method.name, method.verifier) == ("random", "learned"):
+    if (method.name, method.verifier) == ("random", "detector"):
         found.insert(0, _row("base", 1, method, store))
     return found
 
@@ -175,7 +175,7 @@ SHORT = (
 
 
 def short_table(rows: list[Row], tasks: list[str]) -> str:
-    """The README's table: best of n with the learned verifier, beside no search and more steps."""
+    """The README's table: best of n guided by the detector, beside no search and more steps."""
     out = ["| samples (40 evaluations each) | right by the checker (95 %) | held-out judge |", "|---|---|---|"]
     for name, samples, label in SHORT:
         for row in [r for r in rows if (r.name, r.samples, r.oracle) == (name, samples, False)]:
@@ -243,7 +243,7 @@ def page(rows: list[Row], tasks: list[str], about: list[dict[str, Any]], args: a
     )
     return (
         f"# Plans at equal cost on {args.split}\n\n`{command}`: {len(tasks)} prompts, {args.each} a task; one sample takes "
-        f"{EVALS} network evaluations. The learned verifier guides, the judge guided nothing, the checker is exact. "
+        f"{EVALS} network evaluations. The detector guides, the judge guided nothing, the checker is exact. "
         "Evaluations and seconds are means a prompt (seconds on whatever else the machine did); overall is the macro mean over "
         f"tasks; intervals by bootstrap over prompts within task.\n\n{table(rows, tasks)}\n\n"
         f"Per-prompt means of the checker: {plain}.\n\n"

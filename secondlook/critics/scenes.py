@@ -97,8 +97,8 @@ def learned(weights: str | None = None) -> Critic:
 
 
 def detector() -> Critic:
-    """The shipped verifier's detections, in words."""
-    return Detector(load_verifier(shipped("scenes-verifier.safetensors")))
+    """The detector's detections, in words."""
+    return Detector(load_verifier(shipped("scenes-detector.safetensors")))
 
 
 def oracle() -> Critic:

@@ -67,7 +67,7 @@ class Food:
 def fresh_network(
     form: str, base: Path, memory: int = 1, side: int = 4, depth: int = 2, amplify: str = "prompt"
 ) -> nn.Module:
-    """A network of one of ``FORMS`` that begins as the base model; its eyes are the shipped verifier's."""
+    """A network of one of ``FORMS`` that begins as the base model; its eyes are the shipped detector's."""
     if form not in FORMS:
         raise ConfigError(f'There is no form "{form}"; {nearest(form, FORMS)}')
     text = load_text(base).requires_grad_(True)
@@ -76,7 +76,7 @@ def fresh_network(
     config = ReflectConfig(text.config, REMARK_WORDS, LONGEST, memory, form == "edit", side, depth, amplify=amplify)
     module = ReflectSiT(config)
     module.base.load_state_dict(text.state_dict())
-    seen = load_file(shipped("scenes-verifier.safetensors"))
+    seen = load_file(shipped("scenes-detector.safetensors"))
     parts = ("stem", "norms", "attends", "feeds")
     module.eyes.load_state_dict({k: v for k, v in seen.items() if k.split(".")[0] in parts})
     return module

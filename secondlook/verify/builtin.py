@@ -13,8 +13,13 @@ def learned() -> Verifier:
     return load_verifier(shipped("scenes-verifier.safetensors"))
 
 
+def detector() -> Verifier:
+    """A network's detections, held against the prompt by the world's rules."""
+    return load_verifier(shipped("scenes-detector.safetensors"), "detector")
+
+
 def judge() -> Verifier:
-    """The network that only judges: another architecture, trained from another seed."""
+    """The network that only judges: another architecture, trained on other renders and other samples."""
     return load_verifier(shipped("scenes-judge.safetensors"), "judge")
 
 
