@@ -362,11 +362,13 @@ def test_redrawing_shows_nothing() -> None:
 
 
 def test_the_last_or_the_accepted_picture_is_kept_or_the_best() -> None:
-    wrong = simulate("reflect(n=3)", remark=lambda o: Remark("a"))
+    wrong = simulate("reflect(n=3, keep='accepted')", remark=lambda o: Remark("a"))
     assert wrong.returned.id == 2
     assert all(o.proposal.ask == "remark" for o in wrong.outcomes)
-    best = simulate("reflect(n=3, keep='best')", remark=lambda o: Remark("a"))
+    best = simulate("reflect(n=3)", remark=lambda o: Remark("a"))
     assert best.returned is None
+    right = simulate("reflect(n=3)", remark=lambda o: Remark("" if o.id == 1 else "a"), score=lambda o: -o.id)
+    assert right.returned.id == 1
     assert all(o.proposal.ask == "score+remark" for o in best.outcomes)
 
 

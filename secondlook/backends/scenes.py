@@ -80,7 +80,12 @@ class Scenes(Own):
         return {**super().usual(s), **({"critic": "learned"} if "critic" in needs else {})}
 
     def verifiers(self) -> Mapping[str, Callable[[], Verifier]]:
-        return {"learned": builtin.learned, "detector": builtin.detector, "judge": builtin.judge, "oracle": builtin.oracle}
+        return {
+            "learned": builtin.learned,
+            "detector": builtin.detector,
+            "judge": builtin.judge,
+            "oracle": builtin.oracle,
+        }
 
     def checker(self) -> Verifier:
         return Checker()

@@ -72,11 +72,17 @@ def _finish(out: Path, found: list[Result], progress: Progress | None) -> int:
         progress.close()
     print(table(found))
     print(f"report: {write_report(out)}")
-    if found and all(math.isnan(r.score) for r in found):
+    if found and all(math.isnan(r.score) for r in found) and _scores_were_asked(out):
         print("secondlook: No picture has a score, so nothing was searched: the verifier failed or could not judge. Fix it and "
               "run again: secondlook resume.", file=sys.stderr)  # fmt: skip
         return 1
     return 0
+
+
+def _scores_were_asked(out: Path) -> bool:
+    """Whether the verifier was to judge; a plan may listen to a critic alone."""
+    record = Record.read(Store.open(out))
+    return any("score" in o.proposal.asks for o in record.outcomes.values())
 
 
 class interruptible:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from secondlook.calls import positive
 from secondlook.errors import ConfigError
-from secondlook.plans.moves import fresh, rewind
+from secondlook.plans.moves import best, fresh, rewind
 from secondlook.types import Context, Outcome, Plan, Proposal, Task
 
 ANSWERS = ("context", "redraw")
@@ -39,14 +39,15 @@ def faults(outcome: Outcome) -> float:
 
 
 def reflect(
-    task: Task, *, n: int = 20, memory: int = 1, width: int = 1, answer: str = "context", keep: str = "accepted", mends: int = 2,
+    task: Task, *, n: int = 20, memory: int = 1, width: int = 1, answer: str = "context", keep: str = "best", mends: int = 2,
     back: float = 0.0,
 ) -> Plan:  # fmt: skip
     """Draw, ask the critic, and stop when it finds nothing wrong; else draw again with up to ``memory`` tries and remarks as context,
     until ``n`` pictures are drawn. Ref: Reflect-DiT, 2503.12271, sec. 3.3 and algorithm 1 (K = ``memory``).
 
-    width: chains side by side. answer: "context", or "redraw", where the critic's word only decides when to stop. keep: "accepted"
-    (the paper's: the accepted picture or the last one), or "best" (by the verifier, which is then asked too). mends: a picture is
+    width: chains side by side. answer: "context", or "redraw", where the critic's word only decides when to stop. keep: "best"
+    (the accepted picture, else the best by the verifier, which is then asked too), or "accepted" (the paper's: the accepted one or the
+    last). mends: a picture is
     answered so often in a row without fewer faults, then the chain begins afresh; an answer goes on from the chain's try with the
     fewest faults, not always from the last (chains drift). The paper's own loop is mends=n with memory=3. back: the time that the try is
     taken back to before it is drawn again (0: fresh noise). A remark that cannot be read begins afresh: it is no remark.
@@ -68,11 +69,10 @@ def reflect(
         for chain, outcome in zip(live, outcomes, strict=True):
             chain.add(outcome)
         accepted = [o for o in outcomes if faults(o) == 0]
-        if accepted or keep == "accepted":
-            last = accepted[0] if accepted else outcomes[-1]
+        last = outcomes[-1]
         if accepted:
             break
-    return last if keep == "accepted" else None
+    return best(accepted) if accepted else last if keep == "accepted" else None
 
 
 def _next(task: Task, chain: Chain, memory: int, back: float, ask: str) -> Proposal:

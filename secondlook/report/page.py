@@ -109,7 +109,8 @@ def _solver(config: dict[str, Any]) -> str:
 
 def _state(run: Run) -> str:
     if run.record.done:
-        scored = any(o.score is not None and not math.isnan(o.score) for o in run.record.outcomes.values())
+        asked = [o for o in run.record.outcomes.values() if "score" in o.proposal.asks]
+        scored = not asked or any(o.score is not None and not math.isnan(o.score) for o in asked)
         return f'<p class="label done"><b>finished{"" if scored else ", nothing scored"}</b></p>'
     ended = sum(p.ended is not None for p in run.prompts)
     command = esc(f"secondlook resume {shlex.quote(str(run.folder))}")

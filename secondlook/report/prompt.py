@@ -9,6 +9,7 @@ from secondlook.report.charts import prompt_chart
 from secondlook.report.family import SMALL, Cell, family_tree
 from secondlook.report.pictures import Album
 from secondlook.report.shown import Shown
+from secondlook.report.talk import conversation
 from secondlook.report.text import clip, count, describe, esc, mark, part, plural, score, seconds, verdict
 from secondlook.report.view import Prompted, Run
 from secondlook.types import UNIT_LABELS
@@ -27,7 +28,8 @@ def prompt_section(
         f'<div class="body">{_whole(prompt.prompt)}<p class="note">{_status(prompt)}</p>'
         f'<div class="two"><div class="seen">{_pair(run, prompt, album)}</div>'
         f'<figure class="plot">{prompt_chart(prompt, run.drawn)}<figcaption>{key}</figcaption></figure>'
-        f'<div class="paid">{_ledger(run, prompt)}</div></div>{_candidates(run, prompt, album, pictured, cell)}</div>'
+        f'<div class="paid">{_ledger(run, prompt)}</div></div>{conversation(prompt, album, pictured)}'
+        f"{_candidates(run, prompt, album, pictured, cell)}</div>"
     )
     if not folded:
         return f'<section class="prompt" id="p{prompt.index}"><h2>{title}</h2>{body}</section>'
@@ -77,7 +79,11 @@ def _pair(run: Run, prompt: Prompted, album: Album) -> str:
         return ""  # the chart's place says so
     same = base is not None and winner is not None and base.id == winner.id
     note = '<p class="note">The search found nothing better than the unsearched picture.</p>' if same else ""
-    if winner is not None and all(math.isnan(o.score) for o in prompt.outcomes):
+    if (
+        winner is not None
+        and all(math.isnan(o.score) for o in prompt.outcomes)
+        and any("score" in o.proposal.asks for o in prompt.outcomes)
+    ):
         note = '<p class="note">No picture has a score, so nothing was searched: the first one stands.</p>'
     return f'<div class="pair">{"".join(figures)}</div>{note}'
 

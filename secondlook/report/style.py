@@ -176,6 +176,12 @@ details.prompt { margin-bottom: .5rem }
 .overview a { display: flex; flex-direction: column; gap: .35rem; height: 100%; padding: .6rem; border-radius: 10px;
   text-decoration: none; background: var(--sunk); font-size: .85rem; line-height: 1.35 }
 .overview a:hover { box-shadow: 0 0 0 2px var(--won) }
+.talk { list-style: none; margin: 0; padding: 0; display: grid; gap: .8rem }
+.talk li { display: flex; gap: .9rem; align-items: flex-start }
+.talk .try { flex: none; width: 72px }
+.talk .try img { width: 64px; height: auto; border-radius: 6px }
+.talk .said { display: inline-block; margin: 0; padding: .45rem .8rem; border-radius: 4px 12px 12px 12px; background: var(--sunk); max-width: 60ch }
+.talk .accepted { background: var(--wash); color: var(--checker) }
 .shots { display: flex; gap: 6px }
 .shots img { width: calc(50% - 3px); height: auto; border-radius: 6px }
 .shots img + img { box-shadow: 0 0 0 2px var(--won) }
