@@ -43,7 +43,7 @@ def jobs(d: Path, full: bool) -> list[Job]:
         return whole if full else small
 
     draw = f"train.verifier collect {BASE} {n(60000, 4096)} {d}/"
-    again = f"train.reflect train {d}/"
+    again = f"train.reflect train --out {d}/"
     cuda = "--device cuda"
     pool = f"--pool {n(100000, 4096)} --workers 4 {cuda}"
     edit = f"--items {d}/items.pt --batch 512 {cuda} --save-every 200"
@@ -53,7 +53,7 @@ def jobs(d: Path, full: bool) -> list[Job]:
         Job("v", f"{draw}v.npz --mix hard --ways euler few {cuda} --workers 4 --raw --seed 201"),
         Job("j", f"{draw}j.npz --mix hard --ways few heun {cuda} --workers 4 --raw --seed 101"),
         Job("dev", f"train.verifier dev {BASE} {d}/dev.npz --seed 301 --each {n(8, 1)} --set scenes-expert-dev {cuda} --raw", ("tries",)),
-        Job("pairs", f"train.reflect pairs {d}/items.pt --samples {d}/tries.npz --pool {n(160000, 4096)} --workers 14 --again 8",
+        Job("pairs", f"train.reflect pairs --out {d}/items.pt --memory 3 --samples {d}/tries.npz --pool {n(160000, 4096)} --workers 14 --again 8",
             ("tries",)),
         Job("learned", f"train.verifier train tokens {d}/learned --samples {d}/v.npz --hard 0.5 --no-rules {pool} --batch 256 "
             f"--steps {n(4000, 150)} --seed 21", ("v",)),
@@ -66,7 +66,7 @@ def jobs(d: Path, full: bool) -> list[Job]:
         Job("edit", f"{again}edit --form edit {edit} --steps {n(2400, 150)} --seed 1", ("pairs",)),
         Job("context", f"{again}context --form context --memory 3 {edit} --steps {n(3000, 100)} --seed 2", ("pairs",)),
         Job("sft", f"{again}sft --form sft {edit} --steps {n(3000, 100)} --seed 3", ("pairs",)),
-        Job("own", f"train.reflect chain {d}/edit/weights.safetensors {d}/own.npz {d}/v.npz --most 16000 --turns 2 --steps 8 --rows 1024 {cuda} "
+        Job("own", f"train.reflect chain {d}/edit/weights.safetensors {d}/v.npz --out {d}/own.npz --most 16000 --turns 2 --steps 8 --rows 1024 {cuda} "
             f"--seed 9", ("edit", "v")),
         Job("edit2", f"{again}edit2 --form edit --init {d}/edit/weights.safetensors --samples {d}/tries.npz {d}/own.npz --pool "
             f"{n(120000, 4096)} --workers 12 --again 4 --batch 512 {cuda} --steps {n(2600, 100)} --seed 4 --save-every 200", ("own",)),

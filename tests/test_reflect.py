@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import secondlook
+from secondlook.cli.app import main
 from secondlook.engine.record import Record
 from secondlook.engine.store import Store
 from secondlook.errors import ConfigError, DamagedError, ShapeError
@@ -23,13 +24,13 @@ from secondlook.testing.simulate import simulate
 from secondlook.train.loop import TrainConfig
 from secondlook.train.pool import make_pool
 from secondlook.train.reflect import Food, emphasis, fresh_network, trainer
-from secondlook.train.tries import Tried, distance
+from secondlook.train.tries import Tried, distance, from_runs
 from secondlook.types import Remark
 from secondlook.worlds.scenes.checker import detect_batch, judge
 from secondlook.worlds.scenes.corrupt import KINDS, corrupt
 from secondlook.worlds.scenes.grammar import WORDS, parse
 from secondlook.worlds.scenes.mend import mended
-from secondlook.worlds.scenes.prompts import sample_hard
+from secondlook.worlds.scenes.prompts import prompt_set, sample_hard
 from secondlook.worlds.scenes.remarks import KINDS as FAULTS
 from secondlook.worlds.scenes.remarks import LONGEST, REMARK_WORDS, faults, remark, spoken, tokens
 from secondlook.worlds.scenes.render import render, sample_scene
@@ -389,3 +390,42 @@ def test_a_run_shows_the_model_its_tries_and_can_be_replayed(tmp_path: Path) -> 
     assert outcomes[1].proposal.condition.context[0].remark == outcomes[0].remark
     for number in outcomes:
         assert secondlook.replay(tmp_path / "run", number).same
+
+
+def test_pairs_are_made_of_runs_and_train_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secondlook.draw("two circles and a cross", "random(n=3)", tmp_path / "run", steps=1, bf16=False)
+    items, trained = tmp_path / "items.pt", tmp_path / "trained"
+    assert main(["pairs", str(tmp_path / "run"), "--out", str(items), "--pool", "12", "--workers", "1"]) == 0
+    assert "3 pictures of 1 runs" in capsys.readouterr().err
+    words = [
+        "train",
+        "reflect",
+        "--items",
+        str(items),
+        "--out",
+        str(trained),
+        "--steps",
+        "1",
+        "--batch",
+        "4",
+        "--device",
+        "cpu",
+    ]
+    assert main(words) == 0
+    network = load(trained / "weights.safetensors")
+    assert isinstance(network, ReflectSiT)
+    assert network.config.edit
+    assert main(["pairs", str(tmp_path / "none"), "--out", str(items)]) == 2
+    assert main(["train", "reflect", "--out", str(trained), "--form", "edits"]) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert "invalid choice" in said
+
+
+def test_prompts_kept_for_evaluation_are_not_made_into_pairs(tmp_path: Path) -> None:
+    held = next(p.text for p in prompt_set("scenes-expert-dev") if p.held_out)
+    secondlook.draw(held, "random(n=1)", tmp_path / "run", steps=1, bf16=False)
+    with pytest.raises(ConfigError, match="held out for evaluation"):
+        from_runs([tmp_path / "run"])

@@ -20,7 +20,7 @@ ACTS = {
     **{name: f"secondlook.cli.search:{name}" for name in ("draw", "resume", "replay", "report", "rescore", "export")},
     "sample": "secondlook.cli.sample:sample", "train": "secondlook.train.command:run", "import": "secondlook.cli.data:import_weights",
     "encode": "secondlook.cli.data:encode", "evaluate": "secondlook.cli.data:evaluate", "prompts": "secondlook.cli.data:prompts",
-    "list": "secondlook.cli.data:show", "bench": "secondlook.cli.bench:bench", "probe": "secondlook.cli.bench:probe",
+    "list": "secondlook.cli.data:show", "pairs": "secondlook.train.reflect:run", "bench": "secondlook.cli.bench:bench", "probe": "secondlook.cli.bench:probe",
 }  # fmt: skip
 COMMANDS = tuple(ACTS)
 SLOW = (
@@ -83,7 +83,12 @@ def parser() -> Parser:
     prompts.add_argument("set", help="scenes-dev, scenes-test, and the same after scenes-hard- and scenes-expert-")
     listing = commands.add_parser("list", help="plans, verifiers, selectors, worlds, models, solvers or pipelines")
     listing.add_argument("what")
-    _training(commands.add_parser("train", help="train a world's model, verifier or judge"))
+    _training(
+        commands.add_parser(
+            "train", help="train a world's model, verifier or judge; `train reflect`: a model that draws again"
+        )
+    )
+    commands.add_parser("pairs", help="wrong pictures of runs with what should have been drawn, to train reflect on")
     _importing(commands.add_parser("import", help="official SiT, REPA or DiT weights into this project's own file"))
     _encoding(commands.add_parser("encode", help="a folder of pictures into latents, once, for training"))
     _comparing(commands.add_parser("bench", help="compare plans at equal budgets, on your own prompts and model"))
@@ -284,6 +289,14 @@ def _act(command: str) -> Callable[[argparse.Namespace], int]:
     return act
 
 
+def _reflect(words: Sequence[str]) -> int:
+    """`secondlook pairs` and `secondlook train reflect`, which have options of their own."""
+    from secondlook.train.reflect import run
+
+    _share_the_machine()
+    return run(words, Parser)
+
+
 def _visible(text: str) -> str:
     """The text with control characters spelled out: a prompts file may hold anything, a terminal obeys some of it."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -295,6 +308,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if words and not words[0].startswith("-") and words[0] not in COMMANDS:
             raise ConfigError(f'There is no command "{words[0]}"; {nearest(words[0], COMMANDS)}')
+        reflecting = {("pairs",): ["pairs"], ("train", "reflect"): ["train"]}
+        for typed, act in reflecting.items():
+            if tuple(words[: len(typed)]) == typed:
+                return _reflect([*act, *words[len(typed) :]])
         made = parser()
         made.words = words
         args = made.parse_args(words)

@@ -1,8 +1,9 @@
-"""Training of models that draw again: `python -m secondlook.train.reflect train OUT --samples FILES`, from a base's weights.
+"""Training of models that draw again, from a base's weights.
 
-    python -m secondlook.train.verifier collect BASE 60000 DIR/tries.npz --seed 401 --mix hard --ways few euler --per-prompt 4
-    python -m secondlook.train.reflect train DIR/edit --form edit --samples DIR/tries.npz --steps 4000 --pool 300000
-    python -m secondlook.train.reflect chain DIR/edit/weights.safetensors DIR/tries.npz DIR/own.npz
+    python -m secondlook.train.verifier collect BASE 7200 DIR/tries.npz --seed 401 --mix hard --ways few few euler --per-prompt 4
+    secondlook pairs --samples DIR/tries.npz --out DIR/items.pt
+    secondlook train reflect --items DIR/items.pt --steps 4000 --out DIR/edit
+    python -m secondlook.train.reflect chain DIR/edit/weights.safetensors DIR/tries.npz --out DIR/own.npz
     python -m secondlook.train.reflect steps DIR/edit/weights.safetensors DIR/dev.npz
 
 ``chain`` draws again from wrong tries, so that a further training (``--init``) sees the model's own mistakes. ``steps`` prints how
@@ -16,7 +17,7 @@ import copy
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ from secondlook.train.pool import Pool, make_pool, over
 from secondlook.train.redraw import Way, collect_chains, one_step
 from secondlook.train.samples import Samples
 from secondlook.train.scenes import DROPOUT, TIME_MEAN, TIME_STD, _Named
-from secondlook.train.tries import PAIRINGS, Tried
+from secondlook.train.tries import PAIRINGS, Tried, from_runs
 from secondlook.train.verifier import _report as report
 from secondlook.worlds.scenes.remarks import LONGEST, REMARK_WORDS
 
@@ -185,7 +186,16 @@ def _items(args: argparse.Namespace) -> Pool:
 
 
 def _pairs(args: argparse.Namespace) -> int:
-    made = Tried(tuple(map(str, args.samples)), args.memory, "mended", args.rendered, args.again, both=args.both)
+    files = list(args.samples)
+    if args.runs:
+        found = from_runs(args.runs)
+        files.append(args.out.with_name(args.out.name + ".tries.npz"))
+        found.save(files[-1])
+        print(
+            f"{len(found)} pictures of {len(args.runs)} runs, {int((~found.right).sum())} of them wrong",
+            file=sys.stderr,
+        )
+    made = Tried(tuple(map(str, files)), args.memory, "mended", args.rendered, args.again, both=args.both)
     pool = make_pool(made, str(args.seed), args.pool, args.workers)
     pool.save(args.out)
     print(f"{len(pool)} items in {args.out}")
@@ -261,54 +271,65 @@ def _memory(network: Any) -> int:
     return network.config.memory if isinstance(network, ReflectSiT) else 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m secondlook.train.reflect")
-    sub = parser.add_subparsers(dest="command", required=True)
-    p = sub.add_parser("pairs")
-    p.add_argument("out", type=Path)
-    for name, kind, usual in (("memory", int, 3), ("seed", int, 0), ("pool", int, 50_000), ("workers", int, 2), ("again", int, 4),
-                              ("rendered", float, 0.2)):  # fmt: skip
-        p.add_argument(f"--{name}", type=kind, default=usual)
-    p.add_argument("--samples", nargs="*", type=Path, default=[])
+def parser(kind: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> argparse.ArgumentParser:
+    made = kind(prog="secondlook reflect")
+    sub = made.add_subparsers(dest="act", required=True)
+    p = sub.add_parser("pairs", prog="secondlook pairs", help="tries and targets in a file")
+    p.add_argument(
+        "runs", nargs="*", type=Path, metavar="RUN", help="runs of the world scenes, whose wrong pictures are the tries"
+    )
     p.add_argument("--both", action="store_true", help="independent targets too, for an ablation")
-    p = sub.add_parser("train")
-    p.add_argument("out", type=Path)
+    for name, whole, usual, about in (("memory", int, 1, "tries in an item"), ("pool", int, 30_000, "items"),
+                                      ("again", int, 4, "items that the tries of a prompt make"),
+                                      ("rendered", float, 0.2, "share of corrupted renders among the tries")):  # fmt: skip
+        p.add_argument(f"--{name}", type=whole, default=usual, help=f"{about} (default: %(default)s)")
+    _shared(p)
+    p = sub.add_parser(
+        "train", prog="secondlook train reflect", help="a model that reads its tries, from a base's weights"
+    )
     p.add_argument("--items", type=Path, help="a file of pairs")
     p.add_argument("--base", type=Path, default=shipped("scenes-base.safetensors"))
-    p.add_argument("--form", choices=FORMS, default="edit")
+    p.add_argument("--form", choices=FORMS, default="edit", help="sft and dpo are baselines, without context")
     p.add_argument("--init", type=Path, help="weights of the same form to go on from")
-    p.add_argument("--samples", nargs="*", type=Path, default=[])
     p.add_argument("--pairing", choices=PAIRINGS, default="mended")
-    p.add_argument("--amplify", choices=("prompt", "both"), default="prompt")
-    for name, kind, usual in (("memory", int, 1), ("side", int, 4), ("depth", int, 2), ("steps", int, 2000), ("batch", int, 96),
-                              ("seed", int, 0), ("pool", int, 50_000), ("workers", int, 2), ("again", int, 1), ("lr", float, 1e-3),
-                              ("changed", float, CHANGED), ("rendered", float, 0.25), ("save-every", int, 250)):  # fmt: skip
-        p.add_argument(f"--{name}", type=kind, default=usual)
+    p.add_argument("--amplify", choices=("prompt", "both"), default="prompt", help="what guidance amplifies")
+    for name, whole, usual, about in (
+        ("memory", int, 1, "tries in a context"), ("side", int, 4, "a picture's tokens along an axis"), ("depth", int, 2, "context blocks"),
+        ("steps", int, 2000, ""), ("batch", int, 96, ""), ("pool", int, 30_000, "items, where no file is given"),
+        ("again", int, 1, ""), ("lr", float, 1e-3, "of AdamW; Muon's is twice that"), ("changed", float, CHANGED, "weight of what changes"),
+        ("rendered", float, 0.25, ""), ("save-every", int, 250, "")):  # fmt: skip
+        p.add_argument(f"--{name}", type=whole, default=usual, help=f"{about or 'number'} (default: %(default)s)")
     p.add_argument("--mute", action="store_true", help="no remarks: an ablation")
     p.add_argument("--blind", action="store_true", help="no pictures: an ablation")
     p.add_argument("--device")
+    _shared(p)
     for command in ("chain", "steps"):
         p = sub.add_parser(command)
         p.add_argument("weights", type=Path)
-        if command == "chain":
-            p.add_argument("out", type=Path)
         p.add_argument("samples", nargs="+", type=Path)
+        if command == "chain":
+            p.add_argument("--out", type=Path, required=True)
         p.add_argument("--most", type=int, help="samples to begin from: the first so many")
-        p.add_argument("--turns", type=int, default=3)
-        p.add_argument("--steps", type=int, default=8)
-        p.add_argument("--guidance", type=float, default=2.5)
-        p.add_argument("--strength", type=float, default=0.0)
-        p.add_argument("--rows", type=int, default=64)
-        p.add_argument("--seed", type=int, default=0)
+        for name, kind_, usual_ in (("turns", int, 3), ("steps", int, 8), ("guidance", float, 2.5), ("strength", float, 0.0),
+                                    ("rows", int, 64), ("seed", int, 0)):  # fmt: skip
+            p.add_argument(f"--{name}", type=kind_, default=usual_)
         p.add_argument("--device")
-    return parser
+    return made
 
 
-def main() -> int:
-    args = _parser().parse_args()
-    keep_buffers()
-    return {"pairs": _pairs, "train": _train, "chain": _chain, "steps": _steps}[args.command](args)
+def _shared(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--out", type=Path, required=True)
+    p.add_argument("--samples", nargs="*", type=Path, default=[], help="base samples, of train.verifier collect")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--workers", type=int, default=2, help="processes that make items")
+
+
+def run(words: Sequence[str], kind: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> int:
+    """`secondlook pairs` and `secondlook train reflect`; for measurements also chain and steps."""
+    args = parser(kind).parse_args(words)
+    return {"pairs": _pairs, "train": _train, "chain": _chain, "steps": _steps}[args.act](args)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    keep_buffers()
+    sys.exit(run(sys.argv[1:]))

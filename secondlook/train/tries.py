@@ -16,10 +16,12 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from secondlook.engine.record import Record
+from secondlook.engine.store import Store
 from secondlook.errors import ConfigError
 from secondlook.train.pairs import Shown, moved
 from secondlook.train.samples import Samples
-from secondlook.worlds.scenes.checker import Seen, detect_batch, judge
+from secondlook.worlds.scenes.checker import Seen, check, detect_batch, judge
 from secondlook.worlds.scenes.corrupt import KINDS, corrupt
 from secondlook.worlds.scenes.grammar import WORDS, Prompt, parse
 from secondlook.worlds.scenes.mend import mended
@@ -98,6 +100,32 @@ def spoilt(rng: random.Random, count: int) -> list[Shown]:
         picture = corrupt(scene, prompt, rng.choice(KINDS), rng)
         pictures.append(render([scene])[0] if picture is None else picture)
     return [Shown(*each) for each in zip(pictures, detect_batch(np.stack(pictures)), prompts, strict=True)]
+
+
+def from_runs(folders: Sequence[Path]) -> Samples:
+    """The finished pictures of runs in the world scenes, those of a prompt beside each other. ConfigError for other runs, and for
+    prompts that are kept for evaluation."""
+    pictures, texts = [], []
+    for folder in folders:
+        store = Store.open(folder)
+        if store.config.get("world") != "scenes":
+            raise ConfigError(
+                f'Pairs are made of runs in the world scenes; "{folder}" was drawn in {store.config.get("world")}.'
+            )
+        record = Record.read(store)
+        for i, text in enumerate(store.config["prompts"]):
+            if parse(text).held_out:
+                raise ConfigError(
+                    f'"{text}" in "{folder}" says a combination that is held out for evaluation; leave the run out.'
+                )
+            for o in record.of(i):
+                if o.finished and record.digests[o.id] is not None:
+                    pictures.append(store.picture(o.id))
+                    texts.append(text)
+    if not pictures:
+        raise ConfigError("These runs hold no finished picture.")
+    grid = np.stack(pictures)
+    return Samples(grid, tuple(texts), check(grid, [parse(t) for t in texts]))
 
 
 def distance(scene: Sequence[Thing], seen: Seen) -> float:
