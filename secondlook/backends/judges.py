@@ -62,7 +62,9 @@ class Judges:
             code = None if thing is None else code_of(thing)
             if code is not None:
                 found[f"{role}'s code"] = code
-            if role in objects or (role == "critic" and _ships(thing)):  # other weights write other remarks
+            # Weights beside the backend's own: of critics, and of its second verifier.
+            apart = _ships(thing) and (role == "critic" or getattr(thing, "name", None) == "detector")
+            if role in objects or apart:
                 found[f"{role}'s settings"] = settings_of(thing)
         return found
 

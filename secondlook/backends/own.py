@@ -134,7 +134,7 @@ class Own:
         return checker is not None and isinstance(verifier, type(checker))
 
     def digests(self) -> dict[str, str]:
-        scoring = {role: shipped(f"{self.name}-{role}.safetensors") for role in ("verifier", "judge", "detector")}
+        scoring = {role: shipped(f"{self.name}-{role}.safetensors") for role in ("verifier", "judge")}
         files = {"model": self.file, **scoring, **({} if self._weak is None else {"weak": self._weak})}
         return {role: file_digest(file) for role, file in files.items() if file.is_file()}
 
