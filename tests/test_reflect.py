@@ -362,6 +362,14 @@ def test_redrawing_shows_nothing() -> None:
     assert paper("reflect(n=3, answer='redraw')", ["a"] * 9) == [[()], [()], [()]]
 
 
+def test_what_has_earned_more_is_done_next() -> None:
+    # Answers that rid the try of nothing lose to fresh draws, and fresh draws as bad as the first lose to answers.
+    assert paper("reflect(n=6, mends=9, answer='earned')", ["a; b"] * 9) == [[()], [(0,)], [()], [(2,)], [()], [(4,)]]
+    # Answers that help are gone on with where fresh draws are no better than the first one, and left where those are.
+    assert paper("reflect(n=4, answer='earned')", ["a; b; c; d", "a", "a; b; c; d", ""]) == [[()], [(0,)], [()], [(2,)]]
+    assert paper("reflect(n=4, answer='earned')", ["a; b; c; d", "a; b", "a", ""]) == [[()], [(0,)], [()], [()]]
+
+
 def test_the_last_or_the_accepted_picture_is_kept_or_the_best() -> None:
     wrong = simulate("reflect(n=3, keep='accepted')", remark=lambda o: Remark("a"))
     assert wrong.returned.id == 2

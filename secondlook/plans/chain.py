@@ -26,6 +26,41 @@ class Chain:
         return min(reversed(self.tries), key=faults)
 
 
+@dataclass
+class Earned:
+    """What answers and fresh draws have earned on a prompt: a draw earns the share of faults that it is rid of, an answer against
+    the try it answers, a fresh draw against the mean of fresh draws before it. Each arm begins as one draw that earned all
+    (so that it is tried), and the one with the higher mean is taken, the answer where they are equal."""
+
+    answered: list[float] = field(default_factory=lambda: [1.0])
+    begun: list[float] = field(default_factory=lambda: [1.0])
+    fresh: list[float] = field(default_factory=list)
+
+    @property
+    def answers(self) -> bool:
+        return mean(self.answered) >= mean(self.begun)
+
+    def note(self, chain: Chain, outcome: Outcome) -> None:
+        """Before the outcome is added to its chain. What could not be read earns nothing."""
+        left = faults(outcome)
+        if chain.tries:
+            self.answered.append(rid(faults(chain.best), left))
+            return
+        if self.fresh:
+            self.begun.append(rid(mean(self.fresh), left))
+        if left < float("inf"):
+            self.fresh.append(left)
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def rid(before: float, after: float) -> float:
+    """The share of faults that went, from 0 to 1."""
+    return max(0.0, 1 - after / before) if 0 < before < float("inf") else 0.0
+
+
 def faults(outcome: Outcome) -> float:
     """How many faults a remark names: its clauses; infinitely many where nothing could be read."""
     remark = outcome.remark

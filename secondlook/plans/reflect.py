@@ -6,11 +6,11 @@ from dataclasses import replace
 
 from secondlook.calls import positive
 from secondlook.errors import ConfigError
-from secondlook.plans.chain import Chain, faults, recalled
+from secondlook.plans.chain import Chain, Earned, faults, recalled
 from secondlook.plans.moves import best, fresh, rewind
 from secondlook.types import Context, Plan, Proposal, Task
 
-ANSWERS = ("context", "redraw")
+ANSWERS = ("context", "redraw", "earned")
 KEEPS = ("accepted", "best")
 
 
@@ -21,7 +21,8 @@ def reflect(
     """Draw, ask the critic, and stop when it finds nothing wrong; else draw again with up to ``memory`` tries and remarks as context,
     until ``n`` pictures are drawn. Ref: Reflect-DiT, 2503.12271, sec. 3.3 and algorithm 1 (K = ``memory``).
 
-    width: chains side by side. answer: "context", or "redraw", where the critic's word only decides when to stop. keep: "best"
+    width: chains side by side. answer: "context"; "redraw", where the critic's word only decides when to stop; or "earned", where each
+    chain is answered or begun afresh by what either has earned on this prompt (chain.Earned). keep: "best"
     (the accepted picture, else the best by the verifier, which is then asked too), or "accepted" (the paper's: the accepted one or the
     last). mends: a picture is
     answered so often in a row without fewer faults, then the chain begins afresh; an answer goes on from the chain's try with the
@@ -33,16 +34,18 @@ def reflect(
         raise ConfigError(f"reflect: expected answer one of {', '.join(ANSWERS)}, keep one of {', '.join(KEEPS)} and back from 0 to below 1; "
                           f"got answer={answer!r}, keep={keep!r}, back={back!r}.")  # fmt: skip
     ask = "remark" if keep == "accepted" else "score+remark"
-    chains = [Chain() for _ in range(width)]
+    chains, earned = [Chain() for _ in range(width)], Earned()
     drawn = 0
     while drawn < n:
         live = chains[: n - drawn]
         for i, chain in enumerate(live):
-            if answer == "redraw" or chain.failures >= mends or (chain.tries and faults(chain.best) == float("inf")):
+            unread = bool(chain.tries) and faults(chain.best) == float("inf")
+            if answer == "redraw" or unread or chain.failures >= mends or (answer == "earned" and not earned.answers):
                 live[i] = chains[i] = Chain()
         outcomes = yield [_next(task, chain, memory, back, ask) for chain in live]
         drawn += len(outcomes)
         for chain, outcome in zip(live, outcomes, strict=True):
+            earned.note(chain, outcome)
             chain.add(outcome)
         accepted = [o for o in outcomes if faults(o) == 0]
         last = outcomes[-1]
