@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from secondlook.worlds.scenes.prompts import sample_hard, sample_training
 from secondlook.worlds.scenes.remarks import LONGEST, REMARK_WORDS, remark, tokens
 from secondlook.worlds.scenes.render import Thing, render, sample_scene
 
+CONFUSED = 0.5  # share of corrupted renders in which objects have each other's shapes
 PAIRINGS = ("mended", "nearest", "independent")
 WORD_IDS = {word: i + 2 for i, word in enumerate(WORDS)}
 REMARK_IDS = {word: i + 2 for i, word in enumerate(REMARK_WORDS)}
@@ -97,9 +98,25 @@ def spoilt(rng: random.Random, count: int) -> list[Shown]:
     pictures = []
     for prompt in prompts:
         scene = sample_scene(prompt, rng)
-        picture = corrupt(scene, prompt, rng.choice(KINDS), rng)
+        picture = (
+            confused(scene, prompt, rng) if rng.random() < CONFUSED else corrupt(scene, prompt, rng.choice(KINDS), rng)
+        )
         pictures.append(render([scene])[0] if picture is None else picture)
     return [Shown(*each) for each in zip(pictures, detect_batch(np.stack(pictures)), prompts, strict=True)]
+
+
+def confused(scene: Sequence[Thing], prompt: Prompt, rng: random.Random) -> np.ndarray | None:
+    """The scene with one object, now and then two, of another asked shape, in the colour of either: what models that are nearly
+    right get wrong. None where the prompt asks for one shape."""
+    shapes = [g.shape for g in prompt.groups]
+    if len(shapes) < 2:
+        return None
+    changed = list(scene)
+    for at in rng.sample(range(len(scene)), min(len(scene), 1 + (rng.random() < 0.2))):
+        other = rng.choice([g for g in prompt.groups if g.shape != changed[at].shape])
+        color = other.color if other.color and rng.random() < 0.5 else changed[at].color
+        changed[at] = replace(changed[at], shape=other.shape, color=color)
+    return render([changed])[0]
 
 
 def from_runs(folders: Sequence[Path]) -> Samples:
