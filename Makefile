@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: setup extras demo test test-slow check format wheel bench-scenes bench-sit bench-engine clean
+.PHONY: setup extras demo test test-slow check format wheel bench-scenes bench-sit bench-engine bench-reflect clean
 
 setup: $(VENV)/.done
 
@@ -57,3 +57,10 @@ clean:
 
 bench-sit: setup
 	$(BIN)/python -m secondlook.bench.sit --out runs/bench-sit --docs docs
+
+bench-reflect: setup
+	$(BIN)/secondlook bench "random(n=20) --model scenes" "random(n=20) --model scenes-tuned" \
+	    "reflect(n=20, answer='redraw') --model scenes-tuned --critic learned" "reflect(n=20) --model scenes-edit --critic learned" \
+	    "reflect(n=20, answer='earned') --model scenes-edit --critic learned" "reflect(n=20, answer='redraw') --model scenes-edit --critic learned" \
+	    "reflect(n=20) --model scenes-edit --critic oracle" "reflect(n=20, answer='redraw') --model scenes-tuned --critic oracle" \
+	    --steps 5 --prompts scenes-expert-test --every 2 --budgets 10,20,40,80,200 --seeds 3 --workers 2 --out runs/bench-reflect

@@ -95,9 +95,16 @@ WORLDS = {  # what can be drawn in; each row's backend says all else of a world
     ),
 }
 _DATA = Path(__file__).parent / "data"
-_WEIGHTS = {**{name: f"{name}-base.safetensors" for name in WORLDS}, "scenes-edit": "scenes-edit.safetensors"}
+_WEIGHTS = {
+    **{name: f"{name}-base.safetensors" for name in WORLDS},
+    "scenes-tuned": "scenes-tuned.safetensors",
+    "scenes-edit": "scenes-edit.safetensors",
+}
 MODELS = {name: file for name, file in _WEIGHTS.items() if (_DATA / file).is_file()}  # shipped weights, by name
-MODELS_ABOUT = {"scenes-edit": "scenes, trained to mend: it is shown its last try and a remark on it, for reflect"}
+MODELS_ABOUT = {
+    "scenes-tuned": "scenes, trained on with hard prompts",
+    "scenes-edit": "scenes, trained to mend: it is shown its last try and a remark on it, for reflect",
+}
 PIPELINES = {  # what --model takes from diffusers, and the adapters that take it
     "sana": "SanaPipeline (SANA 1.0 and 1.5): flow, DPM-Solver++ or Euler",
     "flux": "FluxPipeline (FLUX.1 dev and schnell): flow, packed latents, distilled and true guidance",

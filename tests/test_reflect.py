@@ -93,6 +93,17 @@ def test_a_row_does_not_depend_on_the_tries_of_its_batch_mates() -> None:
     assert torch.allclose(both[1:], network(X, T, three), atol=1e-5)
 
 
+def test_a_rows_bits_do_not_depend_on_its_company_in_a_batch_of_one_size() -> None:
+    network = small(edit=True, memory=2, gain=1.0)
+    rows = [asked(network, *range(i % 3)) for i in range(4)]
+    x, t = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(2)), torch.tensor([0.1, 0.3, 0.6, 0.9])
+    found, turned = network(x, t, Recalled.stack(rows)), [2, 0, 3, 1]
+    again = network(x[turned], t[turned], Recalled.stack([rows[i] for i in turned]))
+    assert torch.equal(found[turned], again)
+    alone = network(x[1:2].expand(4, -1, -1, -1), t[1:2].expand(4), Recalled.stack([rows[1]] * 4))
+    assert torch.equal(alone[3], found[1])
+
+
 # ---- the context encoder ---------------------------------------------------------------------------------------------
 
 
