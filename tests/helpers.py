@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from secondlook.flow.path import Linear
 from secondlook.models.text import TextSiT, TextSiTConfig
 from secondlook.noise import Key
 from secondlook.settings import make_named, make_plan
-from secondlook.types import Condition, Cost, Task, Verifier
+from secondlook.types import Condition, Cost, Remark, Task, Verifier
 from secondlook.worlds.scenes.grammar import WORDS
 from secondlook.worlds.scenes.world import Scenes
 
@@ -81,6 +82,28 @@ def tiny_network(seed: int = 0) -> TextSiT:
     return network.requires_grad_(False).eval()
 
 
+class Grumbler:
+    """A critic that is never content, least of all with dark pictures."""
+
+    name = "grumbler"
+
+    def __call__(self, samples: Tensor, conditions: Sequence[Condition]) -> list[Remark | None]:
+        dark = samples.float().flatten(1).mean(1) < 118
+        return [Remark("too dark; too dull" if d else "too dull") for d in dark]
+
+
+class Heedless:
+    """Encodes prompts for a network that reads no tries, and takes them all the same."""
+
+    reads_context = True
+
+    def __init__(self, network: TextSiT):
+        self.network = network
+
+    def __call__(self, condition: Condition | None, pictures: Sequence[Any] = ()) -> Any:
+        return self.network.encode([None if condition is None else condition.prompt])
+
+
 def tiny_rig(
     network: TextSiT,
     *,
@@ -97,12 +120,13 @@ def tiny_rig(
         flow,
         make_named("solver", solver),
         grid(STEPS, 3.0),
-        lambda c: network.encode([None if c is None else c.prompt]),
+        Heedless(network),
         Scenes().decode,
         verifier or Brightness(),
         {"redness": Redness()},
         rows=rows,
         grids=lambda n: grid(n, 3.0),
+        critic=Grumbler(),
     )
 
 

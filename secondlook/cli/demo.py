@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from secondlook.cli.app import main
@@ -18,17 +20,26 @@ PROMPTS = (
     "a square below a triangle",
 )
 NFE = 400  # twenty samples for each prompt
+TALK, TALKED = (
+    OUT.with_name("demo-talk"),
+    ("two crosses and a green circle", "a white circle and a triangle and a square"),
+)
 
 
 def run() -> int:
-    """Write the prompts, draw them with `secondlook draw`, and leave table and report."""
-    if (OUT / "run.sqlite").exists():
-        shutil.rmtree(OUT)
-    OUT.parent.mkdir(exist_ok=True)
-    file = OUT.parent / "demo-prompts.txt"
-    file.write_text("\n".join(PROMPTS) + "\n")
-    words = ["draw", "--prompts", str(file), "--plan", "random(n=20)", "--nfe", str(NFE), "--out", str(OUT)]
-    print(f"secondlook draw --prompts {file} --plan 'random(n=20)' --nfe {NFE} --out {OUT}", file=sys.stderr)
+    """Write the prompts, draw them with `secondlook draw`, and leave tables and reports: a search, and a conversation."""
+    code = _draw(PROMPTS, OUT, ["--plan", "random(n=20)", "--nfe", str(NFE)])
+    return code or _draw(TALKED, TALK, ["--plan", "reflect(n=8)", "--steps", "5"])
+
+
+def _draw(prompts: Sequence[str], out: Path, how: list[str]) -> int:
+    if (out / "run.sqlite").exists():
+        shutil.rmtree(out)
+    out.parent.mkdir(exist_ok=True)
+    file = out.with_name(f"{out.name}-prompts.txt")
+    file.write_text("\n".join(prompts) + "\n")
+    words = ["draw", "--prompts", str(file), *how, "--out", str(out)]
+    print(f"secondlook {shlex.join(words)}", file=sys.stderr)
     return main(words)
 
 
