@@ -21,6 +21,7 @@ class Counting:
     """Says what is first wrong with a picture; nothing where nothing is. score: the share of the prompt that is there."""
 
     name = "counting (oracle)"
+    oracle = True  # it asks the exact checker: a run that it steers is labelled so
 
     def __call__(self, samples: Tensor, conditions: Sequence[Condition]) -> list[Remark | None]:
         found: list[Remark | None] = []

@@ -35,6 +35,7 @@ from secondlook.errors import ConfigError, nearest
 from secondlook.models.threads import threads
 from secondlook.noise import Key
 from secondlook.notes import note
+from secondlook.registry import resolve
 from secondlook.settings import OPTIONS, Settings, make_named, make_plan, texts
 from secondlook.types import UNITS, Condition, Cost, Task, Verifier
 
@@ -119,6 +120,7 @@ def draw(
     with backend.session(), threads(s.threads):
         judges = Judges.of(s, backend, objects)
         rig = build_rig(s, backend, judges)
+        _refuse_unread(s, rig)
         tasks = tasks_of(s, backend, rig.times)
         s.budget = dict(budget_of(s, rig, tasks).limits)
         config = {
@@ -133,6 +135,16 @@ def draw(
         where = folder or Path(tempfile.mkdtemp(prefix="secondlook-"))
         store = Store.create(where, config, lasting=folder is not None)
         return _carry(store, s, rig, judges, progress, tasks)
+
+
+def _refuse_unread(s: Settings, rig: Rig) -> None:
+    """ConfigError for a plan that shows a model its tries where the model does not read them, before a folder is made."""
+    call = parse_call(s.plan)
+    if "context" not in getattr(resolve("plan", call.name), "needs", ()) or "redraw" in s.plan:
+        return
+    if not getattr(rig.encode, "reads_context", False):
+        raise ConfigError(f'{call.name} shows a model its earlier tries, and this one does not read them. Give one that does (in the world scenes: '
+                          f"--model scenes-edit), or draw afresh each time: --plan \"{call.name}(answer='redraw')\".")  # fmt: skip
 
 
 def _try_options(s: Settings) -> None:

@@ -205,7 +205,7 @@ def test_it_goes_on_where_it_was_and_refuses_another_study_in_its_folder(
     (bench / "Q").write_text("7\n3\n2\n")
     other = [str(bench / "Q") if w == "P" else w for w in WORDS]
     assert main(["bench", "random(n=99)", *other, "--out", str(bench / "out")]) == 2
-    assert "holds a run with another prompts" in capsys.readouterr().err
+    assert "holds the results of another benchmark" in capsys.readouterr().err
 
 
 def test_the_tuned_baseline_is_the_best_of_another_study_at_each_budget(bench: Path, tmp_path: Path) -> None:
@@ -289,3 +289,16 @@ def _alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_budgets_that_buy_nothing_are_a_sentence_and_slips_show_before_anything_is_drawn(
+    bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = [str(bench / "P") if w == "P" else w for w in WORDS]
+    words = [*named]
+    words[words.index("--budgets") + 1] = "0.5"
+    assert main(["bench", "random(n=2)", *words, "--out", str(tmp_path / "few")]) == 2
+    assert "nothing to compare" in capsys.readouterr().err
+    assert main(["bench", "random(n=2)", "randomm(n=2)", *named, "--out", str(tmp_path / "slip")]) == 2
+    assert "randomm" in capsys.readouterr().err
+    assert not (tmp_path / "slip").exists()

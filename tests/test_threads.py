@@ -22,7 +22,7 @@ from torch import Tensor
 from secondlook.backends.pipelines import _apart
 from secondlook.cli.app import busy
 from secondlook.engine.rig import Work
-from secondlook.engine.workers import Worker
+from secondlook.engine.workers import Inline, Worker
 from secondlook.models.text import TextSiT
 from secondlook.models.threads import one_thread, threads
 from secondlook.noise import Key, normal
@@ -354,3 +354,19 @@ def test_the_command_line_keeps_buffers_unless_the_environment_says_otherwise() 
     if said["usual"][0] == "False":
         pytest.skip("this C library has no mallopt")
     assert 3 * int(said["usual"][1]) < int(said["own"][1]), said
+
+
+def test_a_judge_that_calls_exit_has_failed_and_ends_nothing() -> None:
+    found: list[object] = []
+
+    def leaves() -> None:
+        raise SystemExit(3)
+
+    Inline().do(leaves, lambda answer, seconds: found.append(answer))
+    worker = Worker("leaver")
+    heard = threading.Event()
+    worker.do(leaves, lambda answer, seconds: (found.append(answer), heard.set()))
+    assert heard.wait(10)
+    worker.close()
+    worker.join(5)
+    assert [str(f) for f in found] == ["it called exit(3)"] * 2

@@ -25,7 +25,7 @@ from secondlook.engine.record import Record
 from secondlook.engine.store import LOG, Store
 from secondlook.errors import BudgetError, ConfigError
 from secondlook.models.allocator import keep_buffers
-from secondlook.settings import Settings
+from secondlook.settings import Settings, make_plan
 
 GROUPS = ("search", "sampling", "guidance", "times", "pipeline")
 
@@ -48,6 +48,7 @@ class Method:
         own = given(parser.parse_args(shlex.split(rest[0]) if rest else []))
         options = {**shared, **own, "plan": plan}
         api.asked(options)
+        make_plan(plan)  # a slip in the last method shows before the first is drawn
         return Method(text, options)
 
     @property

@@ -82,7 +82,12 @@ def measure_of(found: Sequence[Curve], asked: str | None = None) -> str:
         raise ConfigError(
             f'Nobody judged by "{asked}" in all of these runs; known: {", ".join(sorted(known & {*SAID, *known}))}.'
         )
-    return asked or next(m for m in MEASURES if m in known and not np.isnan(found[0].columns[m]).all())
+    usable = [m for m in MEASURES if m in known and not np.isnan(found[0].columns[m]).all()]
+    if asked is None and not usable:
+        raise ConfigError(
+            "None of these budgets buys every method a picture, so there is nothing to compare; raise --budgets."
+        )
+    return asked or usable[0]
 
 
 def results(plan: Plan, found: Sequence[Curve], measure: str) -> dict[str, Any]:

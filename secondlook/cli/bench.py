@@ -52,10 +52,11 @@ def bench(args: Args) -> int:
         methods, tuned = _tuned(Path(args.tuned), methods, budgets, args.unit, shared)
     plan = suite.Plan(methods, prompts, _classes(prompts, scenes), args.unit, budgets, args.seeds, args.baseline, tuned)
     out = Path(args.out)
+    words = ["secondlook", "bench", *args.methods, *_words(args)]
+    _refuse_other(out, shlex.join(words))
     runs = suite.carry(plan, out, args.workers, max(1, (os.cpu_count() or 1) // args.workers))
     found = suite.curves(plan, runs, _atoms if scenes else None, latency)
     told = suite.results(plan, found, suite.measure_of(found, args.measure))
-    words = ["secondlook", "bench", *args.methods, *_words(args)]
     suite.write(
         plan,
         told,
@@ -93,6 +94,16 @@ def probe(args: Args) -> int:
     if args.json:
         write_whole(Path(args.json), (json.dumps(found, indent=1) + "\n").encode())
     return 0
+
+
+def _refuse_other(out: Path, command: str) -> None:
+    """ConfigError where a folder holds the results of another study."""
+    try:
+        had = json.loads((out / "results.json").read_text())["command"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if had != command:
+        raise ConfigError(f'"{out}" holds the results of another benchmark ({had}); name another --out, or delete it.')
 
 
 def _budgets(text: str) -> tuple[float, ...]:

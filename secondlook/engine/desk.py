@@ -21,7 +21,7 @@ from secondlook.engine.job import Job
 from secondlook.engine.journal import Journal, Line
 from secondlook.engine.record import number_out
 from secondlook.engine.rig import Rig
-from secondlook.engine.workers import Inline, NoAnswer, Worker
+from secondlook.engine.workers import Inline, NoAnswer, Worker, left
 from secondlook.errors import NotFinite, SecondlookError
 from secondlook.types import Condition, Cost
 from secondlook.verify import answers
@@ -282,6 +282,8 @@ def judged(judge: Callable[..., Any], samples: Tensor, conditions: Sequence[Cond
     """A judge's number for each picture; where it fails for all of them together, each alone, with the error as answer."""
     try:
         return list(answers.scores(judge(samples.clone(), conditions), len(samples))[0])
+    except SystemExit as error:
+        return [left(error)] * len(samples)
     except Exception as error:
         if len(samples) == 1:
             return [error]

@@ -76,8 +76,9 @@ class Store:
         self._lock = threading.RLock()  # one connection serves the thread that writes the log and the one that reads it
 
     @staticmethod
-    def create(folder: Path, config: dict[str, Any], lasting: bool = True) -> Store:
+    def create(folder: Path | str, config: dict[str, Any], lasting: bool = True) -> Store:
         """A new run in an empty or new folder."""
+        folder = Path(folder)
         refuse_full(folder)
         existed = folder.exists()
         part = folder / (LOG + ".new")
@@ -108,8 +109,9 @@ class Store:
         return Store.open(folder, lasting)
 
     @staticmethod
-    def open(folder: Path, lasting: bool = True) -> Store:
+    def open(folder: Path | str, lasting: bool = True) -> Store:
         """An existing run; ConfigError where there is none, DamagedError where it cannot be read."""
+        folder = Path(folder)
         log = folder / LOG
         if not log.is_file():
             raise ConfigError(

@@ -27,6 +27,11 @@ class _Call:
     over: bool = False
 
 
+def left(error: SystemExit) -> RuntimeError:
+    """What stands for an exit() in a user's code, which is a failure of that call and no end of the run."""
+    return RuntimeError(f"it called exit({error.code!r})")
+
+
 class Inline:
     """Makes each call at once, in the thread that asks. A Worker's place where a second thread would only take the processor
     from the network: PyTorch's threads wait for each other far longer when another thread has a set of its own."""
@@ -37,6 +42,8 @@ class Inline:
         start = time.perf_counter()
         try:
             found = make()
+        except SystemExit as error:
+            found = left(error)
         except Exception as error:
             found = error
         answer(found, time.perf_counter() - start)
@@ -111,6 +118,8 @@ class Worker:
             start = time.perf_counter()
             try:
                 found = call.make()
+            except SystemExit as error:
+                found = left(error)
             except BaseException as error:
                 found = error
             seconds = time.perf_counter() - start

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
+from secondlook.moves import Fresh
 from secondlook.report.pictures import Album
 from secondlook.report.shown import Shown
-from secondlook.report.text import clip, esc, mark, part, plural
+from secondlook.report.text import clip, esc, mark, origin, part, plural
 from secondlook.report.view import Prompted
 
 LONG = 400  # letters of a remark that are shown
@@ -41,7 +42,7 @@ def _how(outcome: Shown) -> str:
     """What a try answers."""
     shown = [f"#{c.outcome}" for c in outcome.proposal.condition.context]
     if not shown:
-        return "a fresh draw"
+        return "a fresh draw" if isinstance(outcome.proposal.move, Fresh) else origin(outcome)
     return f"an answer to {' and '.join((', '.join(shown[:-1]), shown[-1])) if len(shown) > 1 else shown[0]}"
 
 
