@@ -54,7 +54,8 @@ def test_own_plan_and_verifier_from_the_command_line(tmp_path: Path, capsys: pyt
 
 
 def test_demo_prompts_are_in_the_language() -> None:
-    assert [parse(p).text for p in demo.PROMPTS] == list(demo.PROMPTS)
+    for prompts in (demo.PROMPTS, demo.TALKED):
+        assert [parse(p).text for p in prompts] == list(prompts)
 
 
 def test_flux_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
