@@ -138,8 +138,11 @@ MALFORMED: dict[str, tuple[Callable[[Task, Outcome], Any], str]] = {
 @pytest.mark.parametrize("case", MALFORMED)
 def test_a_malformed_proposal_is_a_sentence_and_the_run_is_kept(network: TextSiT, tmp_path: Path, case: str) -> None:
     make, words = MALFORMED[case]
+    bare = replace(
+        tiny_rig(network), grids=None, critic=None, encode=lambda c: network.encode([None if c is None else c.prompt])
+    )
     with pytest.raises(SecondlookError, match=words):
-        drive(tmp_path / "run", replace(tiny_rig(network), grids=None), after_half(make))
+        drive(tmp_path / "run", bare, after_half(make))
     record = Record.read(Store.open(tmp_path / "run"))
     assert list(record.outcomes) == [0]
     assert not record.done
