@@ -28,7 +28,7 @@ SAID = ("score", "judge", "checker", "atoms")
 @dataclass(frozen=True)
 class Plan:
     """What is compared. baseline: the number of the method that the others are held against; tuned: for each budget the number of
-    the method that stands for it, where the baseline is chosen anew at every budget (on other prompts)."""
+    the method that stands for it, where the baseline is chosen at each budget by itself (on other prompts)."""
 
     methods: Sequence[Method]
     prompts: Sequence[str]

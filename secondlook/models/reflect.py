@@ -23,15 +23,18 @@ from torch import Tensor, nn
 from secondlook.errors import ConfigError, ShapeError
 from secondlook.flow.path import Kind
 from secondlook.models.context import ContextConfig, ContextEncoder, Tries
-from secondlook.models.layers import Attention, FeedForward, position_table, time_features
+from secondlook.models.eyes import Eyes
+from secondlook.models.layers import Attention, time_features
 from secondlook.models.text import Encoded, TextEncoder, TextSiT, TextSiTConfig
+from secondlook.worlds.pixels import to_floats
 
 
 @dataclass(frozen=True)
 class ReflectConfig:
     """base: the text-to-image network. remark_words, remark_length: the language of remarks. memory: tries in a context (K). edit:
-    see above. side: a picture's tokens along one axis. eyes: width of the frozen encoder's tokens and its stem's. strength:
-    whether guidance amplifies the context with the prompt ("both", as in the paper) or the prompt alone ("prompt")."""
+    see above. side: a picture's tokens along one axis. depth: blocks of the context encoder. stem, eyes: of the frozen encoder's
+    convolutions and of its tokens. amplify: whether guidance amplifies the context with the prompt ("both", as in the paper) or the
+    prompt alone ("prompt")."""
 
     base: TextSiTConfig
     remark_words: tuple[str, ...]
@@ -65,8 +68,12 @@ class Recalled:
 
     def rows(self, index: Sequence[int]) -> Recalled:
         at = torch.as_tensor(list(index), dtype=torch.long, device=self.patches.device)
-        text = Encoded(self.text.words[at], self.text.mask[at], self.text.summary[at])
-        return Recalled(text, Tries(**{k: v[at] for k, v in vars(self.tries).items()}), self.patches[at], self.amplify)
+        return Recalled(
+            self.text.rows(index),
+            Tries(**{k: v[at] for k, v in vars(self.tries).items()}),
+            self.patches[at],
+            self.amplify,
+        )
 
     @staticmethod
     def stack(items: Sequence[Recalled]) -> Recalled:
@@ -80,45 +87,6 @@ class Recalled:
         return none if self.amplify == "both" else Recalled(none.text, self.tries, self.patches, self.amplify)
 
 
-class Residual(nn.Module):
-    """Two 3x3 convolutions beside a shortcut."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.norm = nn.GroupNorm(8, width)
-        self.one = nn.Conv2d(width, width, 3, padding=1)
-        self.two = nn.Conv2d(width, width, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.two(nn.functional.silu(self.one(nn.functional.silu(self.norm(x)))))
-
-
-class Eyes(nn.Module):
-    """The frozen encoder of pictures: the verifier network's stem and transformer, under its names. uint8 or float pictures
-    [B, 3, 64, 64] in [-1, 1] to tokens [B, 64, W], which know their places."""
-
-    positions: Tensor
-
-    def __init__(self, stem: int, width: int, depth: int = 2, heads: int = 4):
-        super().__init__()
-        half = stem // 2
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, half, 4, 2, 1), nn.SiLU(), nn.Conv2d(half, stem, 4, 2, 1), Residual(stem), nn.SiLU(),
-            nn.Conv2d(stem, width, 4, 2, 1),
-        )  # fmt: skip
-        self.register_buffer("positions", position_table(8, width), persistent=False)
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2 * depth))
-        self.attends = nn.ModuleList(Attention(width, heads) for _ in range(depth))
-        self.feeds = nn.ModuleList(FeedForward(width, 3.0) for _ in range(depth))
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        x = self.stem(pictures).flatten(2).transpose(1, 2) + self.positions
-        for i, (attend, feed) in enumerate(zip(self.attends, self.feeds, strict=True)):
-            x = x + attend(self.norms[2 * i](x))
-            x = x + feed(self.norms[2 * i + 1](x))
-        return x + self.positions
-
-
 def pooled(tokens: Tensor, side: int) -> Tensor:
     """[B, 64, W] to [B, side * side, W], means of squares."""
     if side == 8:
@@ -126,6 +94,17 @@ def pooled(tokens: Tensor, side: int) -> Tensor:
     b, _, w = tokens.shape
     grid = tokens.transpose(1, 2).reshape(b, w, 8, 8)
     return nn.functional.avg_pool2d(grid, 8 // side).flatten(2).transpose(1, 2)
+
+
+def remark_ids(remarks: Sequence[Sequence[str]], words: Sequence[str], length: int) -> Tensor:
+    """Tokens of each remark to int64 [N, length + 1], 1 first, 0 behind. A word outside the language is passed over, and what is
+    longer than the language's longest is cut: a critic may be anyone."""
+    known = {word: i + 2 for i, word in enumerate(words)}
+    ids = torch.zeros(len(remarks), length + 1, dtype=torch.long)
+    for row, remark in zip(ids, remarks, strict=True):
+        said = [1, *(known[w] for w in remark if w in known)][: length + 1]
+        row[: len(said)] = torch.tensor(said)
+    return ids
 
 
 class ReflectSiT(nn.Module):
@@ -139,7 +118,6 @@ class ReflectSiT(nn.Module):
         self.shape = self.base.shape
         self.eyes = Eyes(c.stem, c.eyes).requires_grad_(False)
         self.remarks = TextEncoder(len(c.remark_words) + 2, c.eyes, 1, c.remark_length + 1)
-        self.ids = {word: i + 2 for i, word in enumerate(c.remark_words)}
         self.context = ContextEncoder(ContextConfig(c.eyes, c.eyes, c.eyes, 4, c.depth))
         self.mood = nn.Sequential(nn.Linear(128, c.eyes), nn.SiLU(), nn.Linear(c.eyes, 6 * c.eyes))
         width = c.base.width
@@ -154,37 +132,14 @@ class ReflectSiT(nn.Module):
 
     # ---- encoding ----------------------------------------------------------------------------------------------------
 
-    def tokenize_remarks(self, remarks: Sequence[Sequence[str]]) -> Tensor:
-        """Tokens of each remark to int64 [N, L + 1], 1 first, 0 behind. A word outside the language is passed over, and what is
-        longer than the language's longest is cut: a critic may be anyone."""
-        length = self.config.remark_length
-        ids = torch.zeros(len(remarks), length + 1, dtype=torch.long)
-        for row, words in zip(ids, remarks, strict=True):
-            known = [1, *(self.ids[w] for w in words if w in self.ids)][: length + 1]
-            row[: len(known)] = torch.tensor(known)
-        return ids
-
-    def patches(self, pictures: Tensor) -> Tensor:
-        """[N, C, H, W] to [N, T, C p p], row-major."""
-        b = self.config.base
-        side, p = b.size // b.patch, b.patch
-        cut = pictures.view(len(pictures), b.channels, side, p, side, p)
-        return cut.permute(0, 2, 4, 1, 3, 5).reshape(len(pictures), side * side, -1)
-
     def recall(self, text: Encoded, pictures: Tensor, ids: Tensor, shown: Tensor, said: Tensor) -> Recalled:
         """pictures float [N, K, C, H, W] in [-1, 1], the last try last; ids int64 [N, K, L + 1]; shown, said bool [N, K]."""
         n, k = shown.shape
         with torch.no_grad():
-            tokens = pooled(self.eyes(pictures.flatten(0, 1)), self.config.side)
-        words = self.remarks(ids.flatten(0, 1))
-        tries = Tries(
-            tokens.unflatten(0, (n, k)),
-            words.words.unflatten(0, (n, k)),
-            (ids != 0),
-            shown,
-            said & shown.new_ones(n, k),
-        )
-        last = self.patches(pictures[:, -1]) * shown[:, -1, None, None]
+            tokens = pooled(self.eyes.see(pictures.flatten(0, 1)) + self.eyes.positions, self.config.side)
+        words = self.remarks(ids.flatten(0, 1)).words
+        tries = Tries(tokens.unflatten(0, (n, k)), words.unflatten(0, (n, k)), ids != 0, shown, said)
+        last = self.base.patches(pictures[:, -1]) * shown[:, -1, None, None]
         return Recalled(text, tries, last, self.config.amplify)
 
     def encode(
@@ -210,9 +165,9 @@ class ReflectSiT(nn.Module):
                         f"An earlier try must be a picture [{size}, {size}, 3], the model's size; got {list(np.shape(picture))}."
                     )
                 at = memory - 1 - back
-                grid[i, at] = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 127.5 - 1
+                grid[i, at] = to_floats(torch.from_numpy(np.array(picture)))
                 words[i][at], shown[i, at] = text, True
-        ids = torch.stack([self.tokenize_remarks(row) for row in words]).to(device)
+        ids = torch.stack([remark_ids(row, c.remark_words, c.remark_length) for row in words]).to(device)
         said_mask = torch.tensor([[bool(w) for w in row] for row in words], device=device)
         return self.recall(self.base.encode(prompts), grid.to(device), ids, shown.to(device), said_mask)
 

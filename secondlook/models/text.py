@@ -140,6 +140,12 @@ class TextSiT(nn.Module):
     def encode(self, prompts: Sequence[str | None]) -> Encoded:
         return self.text(self.tokenize(prompts).to(self.text.place.device))
 
+    def patches(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] to [N, T, C p p], row-major."""
+        c, p = self.config, self.config.patch
+        side = c.size // p
+        return x.view(len(x), c.channels, side, p, side, p).permute(0, 2, 4, 1, 3, 5).reshape(len(x), side * side, -1)
+
     def forward(
         self,
         x: Tensor,
@@ -152,8 +158,7 @@ class TextSiT(nn.Module):
         c = self.config
         side, p = c.size // c.patch, c.patch
         n = x.shape[0]
-        patches = x.view(n, c.channels, side, p, side, p).permute(0, 2, 4, 1, 3, 5).reshape(n, side * side, -1)
-        h = self.patch_in(patches) + self.positions
+        h = self.patch_in(self.patches(x)) + self.positions
         h = h if added is None else h + added
         mood = nn.functional.silu(self.time(time_features(t, 128)) + self.summary(text.summary))
         modulation = self.modulation(mood).view(n, 6, c.width)

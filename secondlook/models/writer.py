@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from secondlook.errors import ConfigError, DamagedError
 from secondlook.models import checkpoint
+from secondlook.models.eyes import SIDE
 from secondlook.models.layers import Attention, FeedForward
-from secondlook.verify.networks import SIDE, NetworkConfig, Reading, Tokens
+from secondlook.verify.networks import NetworkConfig, Reading, Tokens
 from secondlook.worlds.scenes.grammar import WORDS
 from secondlook.worlds.scenes.remarks import LONGEST, REMARK_WORDS, spoken, tokens
 

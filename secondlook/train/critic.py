@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -28,6 +27,7 @@ from torch import Tensor
 
 from secondlook.disk.versions import fast_bf16
 from secondlook.models.allocator import keep_buffers
+from secondlook.models.eyes import SIDE
 from secondlook.models.writer import PAD, Writer, WriterConfig, save_writer, to_ids
 from secondlook.train.auc import without_nan
 from secondlook.train.critic_scores import results
@@ -36,10 +36,12 @@ from secondlook.train.pairs import Shown, fact_places, fresh, moved, prompts_for
 from secondlook.train.pool import Pool, make_pool, over
 from secondlook.train.ranks import Place
 from secondlook.train.samples import Samples
+from secondlook.train.targets import marks
+from secondlook.train.watch import report
 from secondlook.verify.learned import to_network
-from secondlook.verify.networks import SIDE, Reading, tokenize
+from secondlook.verify.networks import Reading, tokenize
 from secondlook.worlds.scenes.checker import Seen, detect_batch, judge
-from secondlook.worlds.scenes.grammar import COLORS, SHAPES, WORDS, Prompt, parse
+from secondlook.worlds.scenes.grammar import SHAPES, WORDS, Prompt, parse
 from secondlook.worlds.scenes.remarks import remark
 
 PROMPTS = 3  # held against each picture: its own and two others
@@ -50,7 +52,6 @@ TOKENS = 10.0  # in a remark, about
 WEIGHTS = "weights.safetensors"
 NONE = 255  # no label
 HALVES = 16  # places in a cell along an axis: boxes' centres lie on halves of a pixel
-_COLORS = tuple(COLORS)
 _LENGTH = WriterConfig().text_length
 
 
@@ -115,12 +116,9 @@ def columns(shown: Sequence[Shown], prompts: Sequence[Sequence[Prompt]]) -> dict
 
 
 def _mark(seen: Seen, shapes: np.ndarray, colors: np.ndarray, places: np.ndarray) -> None:
-    for found in seen.found:
-        x, y = (min(v, 63.5) / SIDE for v in found.center)
-        cell = int(y) * SIDE + int(x)
-        shapes[cell] = SHAPES.index(found.shape) + 1 if found.shape else len(SHAPES) + 1
-        colors[cell] = _COLORS.index(found.color) if found.color else len(_COLORS)
-        places[cell] = round(x % 1 * HALVES), round(y % 1 * HALVES)
+    for cell, shape, color, place in marks(seen):
+        shapes[cell], colors[cell] = shape, color
+        places[cell] = [round(v * HALVES) for v in place]
 
 
 def loss_of(forward: Callable[..., Any], items: dict[str, Tensor], bf16: bool) -> Tensor:
@@ -189,17 +187,6 @@ def train_critic(
     save_writer(network, out / WEIGHTS, facts)
 
 
-def _report(ticks: Iterator[Tick], every: int = 100) -> None:
-    """Print the mean loss of every hundred steps to standard error."""
-    losses: list[float] = []
-    for tick in ticks:
-        losses.append(tick.loss)
-        if tick.step % every == 0:
-            mean = sum(losses) / len(losses)
-            print(f"step {tick.step}  loss {mean:.4f}  {tick.seconds:.0f} s", file=sys.stderr, flush=True)
-            losses = []
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m secondlook.train.critic")
     sub = parser.add_subparsers(dest="command", required=True)
@@ -229,7 +216,7 @@ def main() -> None:
     device = Place.find(args.device, True).device
     config = TrainConfig(args.steps, args.batch, warmup=min(200, args.steps // 10), ema=0.998, seed=args.seed,
                          device=args.device, bf16=device.type == "cuda" or fast_bf16())  # fmt: skip
-    _report(train_critic(config, args.out, args.pool, args.workers, args.samples))
+    report(train_critic(config, args.out, args.pool, args.workers, args.samples))
     print(json.dumps({"weights": str(args.out / WEIGHTS)}))
 
 

@@ -20,7 +20,7 @@ from secondlook.models.reflect import ReflectSiT
 from secondlook.solvers.ode import Euler, integrate
 from secondlook.train.samples import Samples
 from secondlook.types import State
-from secondlook.worlds.pixels import to_bytes
+from secondlook.worlds.pixels import to_bytes, to_floats
 from secondlook.worlds.scenes.checker import detect_batch, judge
 from secondlook.worlds.scenes.grammar import parse
 from secondlook.worlds.scenes.remarks import faults, remark, tokens
@@ -58,11 +58,7 @@ def draw(network: Any, texts: Sequence[str], pictures: Sequence[Sequence[np.ndar
             noise = torch.randn(n, *network.shape, generator=g, device=device)
             times = (way.strength, *(t for t in grid(way.steps, Scenes.usual["shift"]) if t > way.strength))
             if way.strength:
-                last = (
-                    torch.from_numpy(np.stack([p[-1] for p in pictures[part]])).to(device).permute(0, 3, 1, 2).float()
-                    / 127.5
-                    - 1
-                )
+                last = to_floats(torch.from_numpy(np.stack([p[-1] for p in pictures[part]])).to(device))
                 noise = way.strength * last + (1 - way.strength) * noise
             flow = Flow(network, Linear(), ClassifierFree(way.guidance, Null(null).join))
             first = State(noise, torch.full((n,), way.strength, device=device), (), torch.zeros(n, dtype=torch.long))
@@ -121,8 +117,7 @@ def collect_chains(
     pictures = [p for i in own for p in own[i]]
     texts = tuple(samples.texts[i] for i in own for _ in own[i])
     made = Samples(np.stack(pictures), texts, np.zeros(len(texts), bool))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(out, pictures=made.pictures, texts=np.array(made.texts), right=made.right)
+    made.save(out, raw=True)
     return len(texts)
 
 

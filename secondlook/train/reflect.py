@@ -41,15 +41,12 @@ from secondlook.train.redraw import Way, collect_chains, one_step
 from secondlook.train.samples import Samples
 from secondlook.train.scenes import DROPOUT, TIME_MEAN, TIME_STD, _Named
 from secondlook.train.tries import PAIRINGS, Tried, from_runs
-from secondlook.train.verifier import _report as report
+from secondlook.train.watch import report
+from secondlook.worlds.pixels import to_floats
 from secondlook.worlds.scenes.remarks import LONGEST, REMARK_WORDS
 
 FORMS = ("context", "edit", "sft", "dpo")
-UNSEEN, UNSAID, UNSHOWN = (
-    0.2,
-    0.15,
-    0.1,
-)  # how often the whole context, its remarks alone, its pictures alone are left out
+UNSEEN, UNSAID, UNSHOWN = 0.2, 0.15, 0.1  # how often all of a context, its remarks or its pictures are left out
 CHANGED = 5.0  # weight of patches that differ between try and target
 DIFFERS = 24  # of 255 levels
 BETA = 500.0  # Diffusion-DPO's, for squared errors of velocity in units of pixels in [-1, 1]
@@ -83,11 +80,6 @@ def fresh_network(
     return module
 
 
-def _floats(pictures: Tensor) -> Tensor:
-    """uint8 [..., H, W, 3] to float32 [..., 3, H, W] in [-1, 1]."""
-    return pictures.movedim(-1, -3).float() / 127.5 - 1
-
-
 def _text(network: TextSiT, ids: Tensor, drop: Tensor) -> Encoded:
     """Encoded prompts, the null one where dropped."""
     null = torch.zeros_like(ids)
@@ -107,7 +99,7 @@ def recalled(module: ReflectSiT, items: dict[str, Tensor], g: torch.Generator, f
     shown = there & ~(unshown & ~unsaid)[:, None] if food.seen else torch.zeros_like(there)
     said = there & ~unsaid[:, None] if food.said else torch.zeros_like(there)
     text = _text(module.base, items["ids"].long(), chance(DROPOUT))
-    tries = _floats(items["tries"])
+    tries = to_floats(items["tries"])
     return module.recall(text, tries, items["remarks"].long(), shown, said), shown[:, -1]
 
 
@@ -125,7 +117,7 @@ def loss_over(module: Any, pool: Pool, config: TrainConfig, food: Food) -> Any:
 
     def loss(forward: Callable[..., Tensor], items: dict[str, Tensor], g: torch.Generator) -> Rows:
         device = items["target"].device
-        data = _floats(items["target"])
+        data = to_floats(items["target"])
         n = len(data)
         t = torch.sigmoid(TIME_MEAN + TIME_STD * torch.randn(n, generator=g, device=device))
         noise = torch.randn(data.shape, generator=g, device=device)
@@ -140,7 +132,7 @@ def loss_over(module: Any, pool: Pool, config: TrainConfig, food: Food) -> Any:
             if before is None:
                 return Rows(flow.loss(data, noise, t, text))
             return Rows(
-                _preference(flow, before.to(device), data, _floats(items["tries"][:, -1]), noise, t, text, items)
+                _preference(flow, before.to(device), data, to_floats(items["tries"][:, -1]), noise, t, text, items)
             )
 
     return over(pool, config.batch, loss)
@@ -221,7 +213,7 @@ def _train(args: argparse.Namespace) -> int:
     food = Food(args.form, args.changed, not args.mute, not args.blind)
     work = trainer(module, args.out, config, pool.to(device), food)
     report(work.run())
-    about = (
+    about = [
         "form",
         "pairing",
         "memory",
@@ -235,7 +227,7 @@ def _train(args: argparse.Namespace) -> int:
         "depth",
         "mute",
         "blind",
-    )
+    ]
     facts = {k: getattr(args, k) for k in about}
     facts |= {"items": len(pool), "seconds": round(work.seconds), "continued": args.init is not None}
     network: Any = work.ema.module.cpu()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from secondlook.models.eyes import SIDE
 from secondlook.train.pairs import Shown, fact_places
-from secondlook.verify.networks import SIDE, Reading
+from secondlook.verify.networks import Reading
 from secondlook.worlds.scenes.checker import Seen, judge
 from secondlook.worlds.scenes.grammar import COLORS, SHAPES, Prompt
 
@@ -46,19 +47,20 @@ def targets_of(shown: Sequence[Shown], prompts: Sequence[Sequence[Prompt]]) -> T
             verdict = judge(s.seen, prompt)
             match[i, k] = verdict.right
             words[i, k, fact_places(prompt)] = torch.tensor(verdict.atoms).float()
-        _mark(s.seen, shapes[i], colors[i], places[i])
+        for cell, shape, color, place in marks(s.seen):
+            shapes[i, cell], colors[i, cell], places[i, cell] = shape, color, torch.tensor(place)
         spoiled[i] = s.seen.littered or not all(f.recognised for f in s.seen.found)
     return Targets(match, words, shapes, colors, places, spoiled)
 
 
-def _mark(seen: Seen, shapes: Tensor, colors: Tensor, places: Tensor) -> None:
-    """Write a picture's objects into its rows of the targets, each into the cell that holds its box's centre."""
+def marks(seen: Seen) -> Iterator[tuple[int, int, int, tuple[float, float]]]:
+    """A picture's objects, each as the cell that holds its box's centre, the class of its shape, that of its colour, and its place
+    in the cell, (x, y) from 0 to 1."""
     for found in seen.found:
         x, y = (min(v, 63.5) / SIDE for v in found.center)
-        cell = int(y) * SIDE + int(x)
-        shapes[cell] = SHAPES.index(found.shape) + 1 if found.shape else len(SHAPES) + 1
-        colors[cell] = _COLORS.index(found.color) if found.color else len(_COLORS)
-        places[cell] = torch.tensor([x % 1, y % 1])
+        shape = SHAPES.index(found.shape) + 1 if found.shape else len(SHAPES) + 1
+        color = _COLORS.index(found.color) if found.color else len(_COLORS)
+        yield int(y) * SIDE + int(x), shape, color, (x % 1, y % 1)
 
 
 def loss_of(reading: Reading, targets: Targets) -> Tensor:

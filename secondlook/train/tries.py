@@ -14,13 +14,17 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from scipy.optimize import linear_sum_assignment
 
 from secondlook.engine.record import Record
 from secondlook.engine.store import Store
 from secondlook.errors import ConfigError
+from secondlook.models.reflect import remark_ids
 from secondlook.train.pairs import Shown, moved
 from secondlook.train.samples import Samples
+from secondlook.train.targets import LENGTH
+from secondlook.verify.networks import tokenize
 from secondlook.worlds.scenes.checker import Seen, check, detect_batch, judge
 from secondlook.worlds.scenes.corrupt import KINDS, corrupt
 from secondlook.worlds.scenes.grammar import WORDS, Prompt, parse
@@ -31,9 +35,6 @@ from secondlook.worlds.scenes.render import Thing, render, sample_scene
 
 CONFUSED = 0.5  # share of corrupted renders in which objects have each other's shapes
 PAIRINGS = ("mended", "nearest", "independent")
-WORD_IDS = {word: i + 2 for i, word in enumerate(WORDS)}
-REMARK_IDS = {word: i + 2 for i, word in enumerate(REMARK_WORDS)}
-TEXT_LENGTH = 16
 
 
 @dataclass(frozen=True)
@@ -168,20 +169,18 @@ def columns(groups: Sequence[Sequence[Shown]], targets: np.ndarray, memory: int)
     """Items as arrays: ids int16 [N, 17], target uint8 [N, 64, 64, 3], tries uint8 [N, K, 64, 64, 3] (the last one last), remarks
     int16 [N, K, L + 1], shown bool [N, K]."""
     n = len(groups)
-    made: dict[str, np.ndarray] = {
-        "ids": np.zeros((n, TEXT_LENGTH + 1), np.int16), "target": targets, "tries": np.zeros((n, memory, 64, 64, 3), np.uint8),
-        "remarks": np.zeros((n, memory, LONGEST + 1), np.int16), "shown": np.zeros((n, memory), bool),
+    made = {
+        "ids": tokenize(WORDS, LENGTH, [g[-1].prompt.text for g in groups]).to(torch.int16).numpy(), "target": targets,
+        "tries": np.zeros((n, memory, 64, 64, 3), np.uint8), "shown": np.zeros((n, memory), bool),
     }  # fmt: skip
-    made["remarks"][..., 0] = 1
+    said: list[list[str]] = []
     for i, group in enumerate(groups):
-        words = [1, *(WORD_IDS[w] for w in group[-1].prompt.text.split())]
-        made["ids"][i, : len(words)] = words
-        for back, shown in enumerate(reversed(group)):
-            at = memory - 1 - back
+        absent = memory - len(group)
+        for at, shown in enumerate(group, start=absent):
             made["tries"][i, at], made["shown"][i, at] = shown.picture, True
-            said = [REMARK_IDS[w] for w in tokens(remark(shown.seen, shown.prompt))][:LONGEST]
-            made["remarks"][i, at, 1 : len(said) + 1] = said
-    return made
+        said += [*([[]] * absent), *(tokens(remark(s.seen, s.prompt)) for s in group)]
+    ids = remark_ids(said, REMARK_WORDS, LONGEST).view(n, memory, -1)
+    return {**made, "remarks": ids.to(torch.int16).numpy()}
 
 
 @cache

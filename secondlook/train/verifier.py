@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +43,7 @@ from secondlook.train.pool import over
 from secondlook.train.ranks import Place
 from secondlook.train.samples import MIXES, WAYS, Means, Samples, collect, collect_set
 from secondlook.train.targets import LENGTH, PROMPTS, Targets, loss_of, targets_of
+from secondlook.train.watch import report
 from secondlook.verify.learned import save_verifier, to_network
 from secondlook.verify.networks import Film, NetworkConfig, Reading, Tokens, build, tokenize
 from secondlook.worlds.scenes.grammar import WORDS, Prompt
@@ -130,21 +130,11 @@ def train_verifier(
     save_verifier(module, out / WEIGHTS, facts)
 
 
-def _report(ticks: Iterator[Tick], every: int = 100) -> None:
-    """Print the mean loss of every hundred steps to standard error."""
-    total = 0.0
-    for tick in ticks:
-        total += tick.loss
-        if tick.step % every == 0:
-            print(f"step {tick.step}  loss {total / every:.4f}  {tick.seconds:.0f} s", file=sys.stderr, flush=True)
-            total = 0.0
-
-
 def train_command(args: argparse.Namespace) -> int:
     """`secondlook train scenes-verifier|scenes-judge`: reads world, out, steps, batch, seed and samples."""
     kind = {"scenes-verifier": "tokens", "scenes-judge": "film"}[args.world]
     samples = Samples.load(Path(args.samples)) if args.samples else None
-    _report(train_verifier(kind, samples, Path(args.out), args.steps, args.seed, batch_size=args.batch))
+    report(train_verifier(kind, samples, Path(args.out), args.steps, args.seed, batch_size=args.batch))
     print(json.dumps({"weights": str(Path(args.out) / WEIGHTS)}))
     return 0
 
@@ -216,7 +206,7 @@ def main() -> None:
         if args.pool and torch.cuda.is_available():
             torch.set_float32_matmul_precision("high")
         stock = Stock(args.pool, args.workers, args.device, args.compile)
-        _report(train_verifier(args.kind, samples, args.out, args.steps, args.seed, args.init, args.batch,
+        report(train_verifier(args.kind, samples, args.out, args.steps, args.seed, args.init, args.batch,
                                Food(args.hard, args.truth, args.rules), stock, args.lr))  # fmt: skip
     else:
         means = Means(args.device, args.batch, args.workers, args.raw)

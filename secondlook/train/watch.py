@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import numpy as np
 import torch
@@ -139,3 +140,25 @@ class ByTime:
         bins = len(rows)
         known = [i for i in range(bins) if rows[i] > 0]
         return {"times": [(i + 0.5) / bins for i in known], "losses": [errors[i] / rows[i] for i in known]}
+
+
+class News(Protocol):
+    """What a step says of itself (loop.Tick)."""
+
+    @property
+    def step(self) -> int: ...
+    @property
+    def loss(self) -> float: ...
+    @property
+    def seconds(self) -> float: ...
+
+
+def report(ticks: Iterable[News], every: int = 100) -> None:
+    """Print the mean loss of every hundred steps to standard error."""
+    losses: list[float] = []
+    for tick in ticks:
+        losses.append(tick.loss)
+        if tick.step % every == 0:
+            mean = sum(losses) / len(losses)
+            print(f"step {tick.step}  loss {mean:.4f}  {tick.seconds:.0f} s", file=sys.stderr, flush=True)
+            losses = []

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from secondlook.errors import ConfigError, DamagedError, ShapeError, nearest
 from secondlook.models import checkpoint
+from secondlook.models.eyes import Residual
 from secondlook.models.layers import Attention, FeedForward, position_table
 from secondlook.models.threads import one_thread
 from secondlook.types import Condition, Verifier
-from secondlook.verify.networks import Residual
 from secondlook.worlds.digits import Digits
 from secondlook.worlds.glyphs import Glyphs
 

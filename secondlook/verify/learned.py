@@ -13,9 +13,10 @@ from torch import Tensor
 
 from secondlook.errors import ConfigError, DamagedError, ShapeError
 from secondlook.models import checkpoint
+from secondlook.models.eyes import SIDE
 from secondlook.models.threads import one_thread
 from secondlook.types import Condition
-from secondlook.verify.networks import CELL_VALUES, SIDE, Film, NetworkConfig, Tokens, build, tokenize
+from secondlook.verify.networks import CELL_VALUES, Film, NetworkConfig, Tokens, build, tokenize
 from secondlook.worlds.scenes.checker import Found, Seen, judge
 from secondlook.worlds.scenes.grammar import COLORS, SHAPES, parse
 

@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from secondlook.errors import ConfigError, nearest
-from secondlook.models.layers import Attention, FeedForward, position_table
+from secondlook.models.eyes import SIDE, Eyes, Residual
+from secondlook.models.layers import Attention, FeedForward
 from secondlook.models.text import TextEncoder
 
-SIDE = 8  # cells along a side of the picture; a cell is 8 x 8 pixels
 CELL_SHAPES = 6  # nothing, the four shapes, an object that is none of them
 CELL_COLORS = 9  # the eight colours, none of them
 CELL_VALUES = CELL_SHAPES + CELL_COLORS + 2  # and the object's place in its cell
@@ -68,19 +68,6 @@ def tokenize(words: Sequence[str], length: int, prompts: Sequence[str]) -> Tenso
     return ids
 
 
-class Residual(nn.Module):
-    """Two 3x3 convolutions beside a shortcut."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.norm = nn.GroupNorm(8, width)
-        self.one = nn.Conv2d(width, width, 3, padding=1)
-        self.two = nn.Conv2d(width, width, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.two(F.silu(self.one(F.silu(self.norm(x)))))
-
-
 class _Cells(nn.Module):
     """What the picture holds, from its cells [P, 64, W]: auxiliary targets that teach the stem what to look for."""
 
@@ -96,23 +83,13 @@ class _Cells(nn.Module):
         return self.cell_head(x), self.spoiled_head(pooled).squeeze(-1)
 
 
-class Tokens(nn.Module):
+class Tokens(Eyes):
     """Convolutional stem, transformer over 64 picture tokens, then words that attend to each other and to the tokens."""
 
-    positions: Tensor
-
     def __init__(self, config: NetworkConfig):
-        super().__init__()
-        c = self.config = config
-        half = c.stem // 2
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, half, 4, 2, 1), nn.SiLU(), nn.Conv2d(half, c.stem, 4, 2, 1), Residual(c.stem), nn.SiLU(),
-            nn.Conv2d(c.stem, c.width, 4, 2, 1),
-        )  # fmt: skip
-        self.register_buffer("positions", position_table(SIDE, c.width), persistent=False)
-        self.norms = nn.ModuleList(nn.LayerNorm(c.width) for _ in range(2 * c.depth))
-        self.attends = nn.ModuleList(Attention(c.width, c.heads) for _ in range(c.depth))
-        self.feeds = nn.ModuleList(FeedForward(c.width, 3.0) for _ in range(c.depth))
+        c = config
+        super().__init__(c.stem, c.width, c.depth, c.heads)
+        self.config = config
         self.cells = _Cells(c.width)
         self.text = TextEncoder(len(c.words) + 2, c.width, 1, c.text_length + 1)
         self.read_norms = nn.ModuleList(nn.LayerNorm(c.width) for _ in range(3 * c.read))
@@ -122,14 +99,6 @@ class Tokens(nn.Module):
         self.norm = nn.LayerNorm(c.width)
         self.word_head = nn.Linear(c.width, 1)
         self.match_head = nn.Sequential(nn.Linear(c.width, c.width), nn.SiLU(), nn.Linear(c.width, 1))
-
-    def see(self, pictures: Tensor) -> Tensor:
-        """float [P, 3, 64, 64] in [-1, 1] to tokens [P, 64, W]."""
-        x = self.stem(pictures).flatten(2).transpose(1, 2) + self.positions
-        for i, (attend, feed) in enumerate(zip(self.attends, self.feeds, strict=True)):
-            x = x + attend(self.norms[2 * i](x))
-            x = x + feed(self.norms[2 * i + 1](x))
-        return x
 
     def read(self, pictures: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """ids int64 [P, K, L + 1] to the picture's tokens [P, 64, W] and the words that have read them [P, K, L + 1, W]."""
