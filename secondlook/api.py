@@ -35,8 +35,7 @@ from secondlook.errors import ConfigError, nearest
 from secondlook.models.threads import threads
 from secondlook.noise import Key
 from secondlook.notes import note
-from secondlook.registry import resolve
-from secondlook.settings import OPTIONS, Settings, make_named, make_plan, texts
+from secondlook.settings import OPTIONS, Settings, make_named, make_plan, needs_of, texts
 from secondlook.types import UNITS, Condition, Cost, Task, Verifier
 
 DEFAULT_SAMPLES = 20  # what an endless plan without a budget may spend, in plain samples
@@ -139,12 +138,9 @@ def draw(
 
 def _refuse_unread(s: Settings, rig: Rig) -> None:
     """ConfigError for a plan that shows a model its tries where the model does not read them, before a folder is made."""
-    call = parse_call(s.plan)
-    if "context" not in getattr(resolve("plan", call.name), "needs", ()) or "redraw" in s.plan:
-        return
-    if not getattr(rig.encode, "reads_context", False):
-        raise ConfigError(f'{call.name} shows a model its earlier tries, and this one does not read them. Give one that does (in the world scenes: '
-                          f"--model scenes-edit), or draw afresh each time: --plan \"{call.name}(answer='redraw')\".")  # fmt: skip
+    if "context" in needs_of(s.plan) and not getattr(rig.encode, "reads_context", False):
+        raise ConfigError(f'{s.plan} shows a model its earlier tries, and this one does not read them. Give one that does (in the world scenes: '
+                          "--model scenes-edit), or take another plan; reflect draws afresh each time with answer='redraw'.")  # fmt: skip
 
 
 def _try_options(s: Settings) -> None:

@@ -302,6 +302,15 @@ def make_plan(text: str) -> Any:
     return lambda task: target(task, **options)
 
 
+def needs_of(text: str) -> tuple[str, ...]:
+    """What a plan says it needs beside a generator: some of "critic" and "context" (a model that reads its earlier tries). Its
+    attribute ``needs`` tells: words, or a function of its options."""
+    call = parse_call(text, "plan")
+    target = resolve("plan", call.name)
+    needs = getattr(target, "needs", ())
+    return tuple(needs(**bind(call, target, skip=1)) if callable(needs) else needs)
+
+
 def make_named(kind: str, text: str) -> Any:
     """A verifier, critic, comparer, selector or solver from its call-string."""
     call = parse_call(text, kind)

@@ -54,7 +54,7 @@ class Own:
     takes = frozenset({"bf16", "compile", "weak", "weak_scale", "interval", "eps", "last_step"})
 
     def __init__(self, model: str | None = None):
-        self.open = model is None
+        self.left_open = model is None
         self.model = model or self.name
         self.file = weights_file(self.model)
         self._weak: File | None = None

@@ -12,15 +12,13 @@ import torch
 from torch import Tensor
 
 from secondlook.backends.own import Loaded, Own
-from secondlook.calls import parse_call
 from secondlook.errors import ConfigError
 from secondlook.flow.path import Linear
 from secondlook.models.checkpoint import load
 from secondlook.models.find import weights_file
 from secondlook.models.reflect import ReflectSiT
 from secondlook.models.text import TextSiT
-from secondlook.registry import MODELS, resolve
-from secondlook.settings import Settings
+from secondlook.settings import Settings, needs_of
 from secondlook.types import Condition, Verifier
 from secondlook.verify import builtin
 from secondlook.worlds.scenes.grammar import parse
@@ -74,9 +72,9 @@ class Scenes(Own):
 
     def usual(self, s: Settings) -> dict[str, Any]:
         """A plan that listens to a critic and shows tries gets the ones that ship."""
-        needs = getattr(resolve("plan", parse_call(s.plan, "plan").name), "needs", ())
-        if "context" in needs and self.open and "scenes-edit" in MODELS and "redraw" not in s.plan:
-            self.model, self.file, self.open = "scenes-edit", weights_file("scenes-edit"), False
+        needs = needs_of(s.plan)
+        if "context" in needs and self.left_open:
+            self.model, self.file, self.left_open = "scenes-edit", weights_file("scenes-edit"), False
         return {**super().usual(s), **({"critic": "learned"} if "critic" in needs else {})}
 
     def verifiers(self) -> Mapping[str, Callable[[], Verifier]]:

@@ -20,9 +20,9 @@ ACTS = {
     **{name: f"secondlook.cli.search:{name}" for name in ("draw", "resume", "replay", "report", "rescore", "export")},
     "sample": "secondlook.cli.sample:sample", "train": "secondlook.train.command:run", "import": "secondlook.cli.data:import_weights",
     "encode": "secondlook.cli.data:encode", "evaluate": "secondlook.cli.data:evaluate", "prompts": "secondlook.cli.data:prompts",
-    "list": "secondlook.cli.data:show", "pairs": "secondlook.train.reflect:run", "bench": "secondlook.cli.bench:bench", "probe": "secondlook.cli.bench:probe",
+    "list": "secondlook.cli.data:show", "bench": "secondlook.cli.bench:bench", "probe": "secondlook.cli.bench:probe",
 }  # fmt: skip
-COMMANDS = tuple(ACTS)
+COMMANDS = (*ACTS, "pairs")  # which `_reflect` carries out
 SLOW = (
     "draw",
     "resume",

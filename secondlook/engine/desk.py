@@ -282,11 +282,9 @@ def judged(judge: Callable[..., Any], samples: Tensor, conditions: Sequence[Cond
     """A judge's number for each picture; where it fails for all of them together, each alone, with the error as answer."""
     try:
         return list(answers.scores(judge(samples.clone(), conditions), len(samples))[0])
-    except SystemExit as error:
-        return [left(error)] * len(samples)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if len(samples) == 1:
-            return [error]
+            return [left(error)]
     found: list[Any] = []
     for i, condition in enumerate(conditions):
         found += judged(judge, samples[i : i + 1], [condition])

@@ -27,9 +27,9 @@ class _Call:
     over: bool = False
 
 
-def left(error: SystemExit) -> RuntimeError:
-    """What stands for an exit() in a user's code, which is a failure of that call and no end of the run."""
-    return RuntimeError(f"it called exit({error.code!r})")
+def left(error: BaseException) -> BaseException:
+    """The error; for an exit() in a user's code one that says so, since it is a failure of that call and no end of the run."""
+    return RuntimeError(f"it called exit({error.code!r})") if isinstance(error, SystemExit) else error
 
 
 class Inline:
@@ -42,10 +42,8 @@ class Inline:
         start = time.perf_counter()
         try:
             found = make()
-        except SystemExit as error:
+        except (Exception, SystemExit) as error:
             found = left(error)
-        except Exception as error:
-            found = error
         answer(found, time.perf_counter() - start)
 
     def check(self) -> None:
@@ -118,10 +116,8 @@ class Worker:
             start = time.perf_counter()
             try:
                 found = call.make()
-            except SystemExit as error:
-                found = left(error)
             except BaseException as error:
-                found = error
+                found = left(error)
             seconds = time.perf_counter() - start
             with self._lock:
                 if call.over:

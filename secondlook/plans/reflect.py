@@ -66,4 +66,8 @@ def _next(task: Task, chain: Chain, memory: int, back: float, ask: str) -> Propo
     return fresh(task, 1, ask=ask, condition=condition)[0]
 
 
-reflect.needs = ("critic", "context")  # type: ignore[attr-defined]
+def _needs(answer: str = "context", **_: object) -> tuple[str, ...]:
+    return ("critic",) if answer == "redraw" else ("critic", "context")
+
+
+reflect.needs = _needs  # type: ignore[attr-defined]
