@@ -18,7 +18,9 @@ from secondlook.models.reflect import Recalled, ReflectConfig, ReflectSiT
 from secondlook.models.text import TextSiT, TextSiTConfig
 from secondlook.train.loop import TrainConfig
 from secondlook.train.pool import make_pool
+from secondlook.train.redraw import Way, compared
 from secondlook.train.reflect import Food, emphasis, fresh_network, trainer
+from secondlook.train.samples import Samples
 from secondlook.train.tries import Tried, distance
 from secondlook.worlds.scenes.checker import detect_batch, judge
 from secondlook.worlds.scenes.corrupt import KINDS, corrupt
@@ -328,3 +330,14 @@ def test_unknown_forms_and_pairings_are_sentences() -> None:
         fresh_network("edits", shipped("scenes-base.safetensors"))
     with pytest.raises(ConfigError, match="pairing is one of"):
         Tried((), 1, "near")
+
+
+def test_answers_and_fresh_draws_are_counted_apart() -> None:
+    some = spoilt(6)
+    samples = Samples(np.stack([p for p, _ in some]), tuple(t for _, t in some), np.array([True, *[False] * 5]))
+    found = compared(small(gain=1.0), samples, Way(1, rows=4), 3)
+    assert found["fresh"][0] == found["answered"][0] == 5  # what is right is not asked about
+    assert found["fresh"][1] == 0  # an untrained network draws nothing right
+    assert found["own wrong, answered"][0] == found["own wrong, fresh again"][0] == 5
+    plain = compared(TextSiT(SMALL).eval().requires_grad_(False), samples, Way(1, rows=4), 3)
+    assert set(plain) == {"fresh", "own wrong, fresh again"}

@@ -69,19 +69,27 @@ def _row(scores: np.ndarray, right: np.ndarray, groups: list[str]) -> dict[str, 
 def results(verifiers: Mapping[str, Path], samples: Samples) -> dict[str, Any]:
     """For each weights file by name: its training's facts, what a picture costs, and its ``table`` on some samples."""
     out: dict[str, Any] = {}
+    wrong: dict[str, np.ndarray] = {}
     for name, path in verifiers.items():
         verifier = load_verifier(path, name)
         start = time.perf_counter()
         scores = scores_of(verifier, samples)
         seconds = time.perf_counter() - start
+        wrong[name] = (scores > 0) != samples.right
         with safe_open(path, "pt") as file:
             facts = json.loads((file.metadata() or {}).get("facts", "{}"))
         out[name] = {
             "facts": facts,
             "megabytes": round(path.stat().st_size / 1e6, 2),
             "milliseconds_a_picture": round(1e3 * seconds / len(samples), 2),
+            "wrong": round(float(wrong[name].mean()), 4),
             "auc": table(scores, samples),
         }
+    for one in out:  # a second witness should not be wrong where the first is
+        others = {
+            b: [int(wrong[one].sum()), float(wrong[b][wrong[one]].mean())] for b in out if b != one and wrong[one].any()
+        }
+        out[one]["others_wrong_where_wrong"] = {b: [n, round(share, 4)] for b, (n, share) in others.items()}
     return out
 
 

@@ -136,3 +136,33 @@ def one_step(
         share = float(news["right"].mean()) if len(news["right"]) else float("nan")
         table.append({"turn": news["turn"], "wrong": len(news["right"]), "right": round(share, 4), "by": by})
     return table
+
+
+def compared(network: nn.Module, samples: Samples, way: Way, seed: int) -> dict[str, Any]:
+    """Answers beside fresh draws of the same network, with the oracle's remarks: on the wrong ones of ``samples``, and on the wrong
+    ones of the network's own first draws of their prompts. Each as [how many, the share that is right]."""
+    texts = [samples.texts[i] for i, r in enumerate(samples.right) if not r]
+    pictures = samples.pictures[~samples.right]
+    nothing: list[list[Any]] = [[] for _ in texts]
+
+    def share(found: Sequence[tuple[bool, str, tuple[str, ...]]]) -> list[float]:
+        return [len(found), round(float(np.mean([right for right, *_ in found])), 4) if found else float("nan")]
+
+    def answered(wrong: np.ndarray, asked: Sequence[str], at: int) -> list[float]:
+        heard = [[tokens(text)] for _, text, _ in said(wrong, asked)]
+        return (
+            share(said(draw(network, asked, [[p] for p in wrong], heard, way, at), asked)) if len(asked) else share([])
+        )
+
+    first = draw(network, texts, nothing, nothing, way, seed)
+    verdicts = said(first, texts)
+    bad = [i for i, (right, *_) in enumerate(verdicts) if not right]
+    own = [texts[i] for i in bad]
+    again = said(draw(network, own, nothing[: len(own)], nothing[: len(own)], way, seed + 1), own) if own else []
+    found = {"fresh": share(verdicts), "own wrong, fresh again": share(again)}
+    if isinstance(network, ReflectSiT):
+        found |= {
+            "answered": answered(pictures, texts, seed + 2),
+            "own wrong, answered": answered(first[bad], own, seed + 3),
+        }
+    return found

@@ -6,8 +6,8 @@
     python -m secondlook.train.reflect chain DIR/edit/weights.safetensors DIR/tries.npz --out DIR/own.npz
     python -m secondlook.train.reflect steps DIR/edit/weights.safetensors DIR/dev.npz
 
-``chain`` draws again from wrong tries, so that a further training (``--init``) sees the model's own mistakes. ``steps`` prints how
-often one more draw is right, given a wrong try, beside a fresh draw.
+``chain`` draws again from wrong tries, so that a further training (``--init``) sees the model's own mistakes. ``steps`` prints
+how often an answer to a wrong try is right, with the oracle's remarks, beside a fresh draw of the same network; then chains of them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from secondlook.models.reflect import Recalled, ReflectConfig, ReflectSiT
 from secondlook.models.text import Encoded, TextSiT
 from secondlook.train.loop import Rows, TrainConfig, Trainer
 from secondlook.train.pool import Pool, make_pool, over
-from secondlook.train.redraw import Way, collect_chains, one_step
+from secondlook.train.redraw import Way, collect_chains, compared, one_step
 from secondlook.train.samples import Samples
 from secondlook.train.scenes import DROPOUT, TIME_MEAN, TIME_STD, _Named
 from secondlook.train.tries import PAIRINGS, Tried, from_runs
@@ -252,9 +252,9 @@ def _chain(args: argparse.Namespace) -> int:
 def _steps(args: argparse.Namespace) -> int:
     network = _network(args)
     way = Way(args.steps, args.guidance, args.rows, args.strength)
-    for row in one_step(
-        network, Samples.load(*args.samples).first(args.most), way, args.seed, args.turns, _memory(network)
-    ):
+    samples = Samples.load(*args.samples).first(args.most)
+    print(json.dumps(compared(network, samples, way, args.seed)), flush=True)
+    for row in one_step(network, samples, way, args.seed, args.turns, _memory(network)):
         print(json.dumps(row), flush=True)
     return 0
 
