@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from secondlook.errors import ConfigError, DamagedError, ShapeError
-from secondlook.train.auc import auc, picked, scores_of, table, within
+from secondlook.train.auc import auc, mistakes, picked, scores_of, shared, table, within
 from secondlook.train.loop import TrainConfig
 from secondlook.train.pairs import Shown, describe, fact_places, fresh, moved, near_miss, prompts_for
 from secondlook.train.samples import Samples
@@ -291,3 +291,14 @@ def test_a_network_without_rules_answers_by_its_match_head_alone() -> None:
     network.config = replace(network.config, rules=True)
     gap = LearnedVerifier(network, "x").logits(pictures, conditions) - alone
     assert torch.allclose(gap.abs(), torch.full((3,), AGREE, dtype=torch.float64))
+
+
+def test_mistakes_are_counted_by_the_logits_sign_and_shared_ones_apart() -> None:
+    right = np.array([True, True, False, False])
+    wrong = {
+        "a": mistakes(np.array([0.2, -0.2, 0.2, -3.0]), right),
+        "b": mistakes(np.array([2.0, -2.0, -2.0, 2.0]), right),
+    }
+    assert wrong["a"].tolist() == [False, True, True, False]
+    assert shared(wrong, "a") == {"b": [2, 0.5]}
+    assert shared({"a": right & False, "b": right}, "a") == {}

@@ -26,10 +26,10 @@ from secondlook.worlds.scenes.checker import detect_batch, judge
 from secondlook.worlds.scenes.corrupt import KINDS, corrupt
 from secondlook.worlds.scenes.grammar import WORDS, parse
 from secondlook.worlds.scenes.mend import mended
-from secondlook.worlds.scenes.prompts import sample_hard
+from secondlook.worlds.scenes.prompts import prompt_set, sample_hard
 from secondlook.worlds.scenes.remarks import KINDS as FAULTS
 from secondlook.worlds.scenes.remarks import LONGEST, REMARK_WORDS, faults, remark, spoken, tokens
-from secondlook.worlds.scenes.render import render, sample_scene
+from secondlook.worlds.scenes.render import Thing, render, sample_scene
 
 SMALL = TextSiTConfig(words=WORDS, width=32, depth=2, heads=2, text_width=24, text_depth=1, bottleneck=24)
 
@@ -257,6 +257,15 @@ def test_a_mended_scene_is_right_and_keeps_what_was_right_where_it_was() -> None
     assert kept / total > 0.9
 
 
+def test_an_object_changes_its_colour_rather_than_its_shape() -> None:
+    circle, square = Thing("circle", "red", 16.0, 30.0, 9.0), Thing("square", "blue", 46.0, 30.0, 9.0)
+    [seen] = detect_batch(render([[circle, square]]))
+    first, second = mended(seen, parse("a red square and a blue circle"), random.Random(0))
+    assert (first.shape, second.shape) == ("square", "circle")
+    assert abs(first.cx - 46) < 1
+    assert abs(second.cx - 16) < 1
+
+
 def test_a_right_picture_is_mended_into_itself() -> None:
     rng = random.Random(3)
     prompt = parse("a red circle left of a blue square")
@@ -282,6 +291,22 @@ def test_items_are_wrong_tries_with_right_targets_and_no_held_out_prompt() -> No
         assert not judge(c["tries"][i, -1].numpy(), prompt).right
         assert bool(c["shown"][i, -1])
         assert int((c["remarks"][i, -1] > 1).sum()) > 2
+
+
+def test_base_samples_of_held_out_prompts_are_passed_over(tmp_path: Path) -> None:
+    held = next(p for p in prompt_set("scenes-expert-dev") if p.held_out)
+    empty = np.full((8, 64, 64, 3), 30, np.uint8)
+    Samples(empty, (held.text,) * 8, np.zeros(8, bool)).save(tmp_path / "held.npz")
+    usual = parse("two circles and a cross")
+    Samples(empty, (usual.text,) * 8, np.zeros(8, bool)).save(tmp_path / "usual.npz")
+    said = {i + 2: w for i, w in enumerate(WORDS)}
+
+    def asked_for(name: str) -> set[str]:
+        made = Tried((str(tmp_path / name),), 1, rendered=0.5)("s", 0, 8)
+        return {" ".join(said[i] for i in row if i > 1) for row in made["ids"].tolist()}
+
+    assert usual.text in asked_for("usual.npz")
+    assert held.text not in asked_for("held.npz")
 
 
 def test_a_mended_target_is_nearer_to_the_try_than_another() -> None:

@@ -75,7 +75,7 @@ def results(verifiers: Mapping[str, Path], samples: Samples) -> dict[str, Any]:
         start = time.perf_counter()
         scores = scores_of(verifier, samples)
         seconds = time.perf_counter() - start
-        wrong[name] = (scores > 0) != samples.right
+        wrong[name] = mistakes(scores, samples.right)
         with safe_open(path, "pt") as file:
             facts = json.loads((file.metadata() or {}).get("facts", "{}"))
         out[name] = {
@@ -85,12 +85,21 @@ def results(verifiers: Mapping[str, Path], samples: Samples) -> dict[str, Any]:
             "wrong": round(float(wrong[name].mean()), 4),
             "auc": table(scores, samples),
         }
-    for one in out:  # a second witness should not be wrong where the first is
-        others = {
-            b: [int(wrong[one].sum()), float(wrong[b][wrong[one]].mean())] for b in out if b != one and wrong[one].any()
-        }
-        out[one]["others_wrong_where_wrong"] = {b: [n, round(share, 4)] for b, (n, share) in others.items()}
+    for one in out:
+        out[one]["others_wrong_where_wrong"] = shared(wrong, one)
     return out
+
+
+def mistakes(scores: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Where a verifier is wrong, bool [N], by its logits: above 0 it says that a picture is right."""
+    return (scores > 0) != np.asarray(right, bool)
+
+
+def shared(wrong: Mapping[str, np.ndarray], one: str) -> dict[str, list[float]]:
+    """For each other: how often ``one`` is wrong, and the share of these in which the other is wrong too. A second witness would not
+    be more often than elsewhere."""
+    where = wrong[one]
+    return {b: [int(where.sum()), round(float(wrong[b][where].mean()), 4)] for b in wrong if b != one and where.any()}
 
 
 def scores_of(verifier: LearnedVerifier, samples: Samples) -> np.ndarray:
