@@ -266,6 +266,25 @@ def test_what_the_clock_cut_from_a_round_under_way_stays_cut_when_resumed(
     assert record.ended[0]["out_of_budget"]
 
 
+def test_what_was_answered_before_an_interrupt_is_recorded_however_late_it_is_collected(
+    network: TextSiT, tmp_path: Path, wind: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.test_engine import stop_after
+
+    collect = Driver._collect
+
+    def late(driver: Driver, wait: bool) -> None:
+        while driver.desk.fatal is None and not driver.slots.jobs:
+            time.sleep(0.001)
+        if driver.desk.fatal is not None or driver.pace is None:
+            collect(driver, wait)
+
+    monkeypatch.setattr(Driver, "_collect", late)
+    wind(math.inf)  # the rows arrive one after the other, and are asked about in two calls
+    stop_after(tmp_path / "run", network, "random(n=4)", 1, seconds=10)
+    assert sorted(Record.read(Store.open(tmp_path / "run")).outcomes) == [0]
+
+
 def test_what_the_clock_did_not_let_in_stays_out_when_resumed(
     network: TextSiT, tmp_path: Path, wind: Callable[[float], None]
 ) -> None:

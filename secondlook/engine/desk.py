@@ -181,12 +181,12 @@ class Desk:
             return
         unit = {"score": "verdicts", "remark": "remarks", "compare": "comparisons"}[ask]
         self._charge(jobs, Cost(**{unit: 1}))
-        for i, job in enumerate(jobs):
-            self._take(ask, job, found if isinstance(found, BaseException) else found[i])
+        each = [found] * len(jobs) if isinstance(found, BaseException) else found
+        taken = [job for job, answer in zip(jobs, each, strict=True) if self._take(ask, job, answer)]
         with self._lock:
-            for job in jobs:
+            for job in taken:
                 job.waiting.discard(ask)
-            done = [j for j in jobs if not j.waiting]  # under the lock: another judge may be answering for the same job
+            done = [j for j in taken if not j.waiting]  # under the lock: another judge may be answering for the same job
         self._finish(done)
 
     def _charge(self, jobs: Sequence[Job], cost: Cost) -> None:
@@ -194,13 +194,13 @@ class Desk:
             for job in jobs:
                 job.cost = job.cost + cost
 
-    def _take(self, ask: str, job: Job, answer: Any) -> None:
-        """Put one answer into its job; an event, and in the end a stop, where there is none."""
+    def _take(self, ask: str, job: Job, answer: Any) -> bool:
+        """Put one answer into its job; an event, and in the end a stop, where there is none. False: the run stops before it."""
         judge = {"score": self.rig.verifier, "remark": self.rig.critic, "compare": self.rig.comparer}[ask]
         role = {"score": "verifier", "remark": "critic", "compare": "comparer"}[ask]
         name = getattr(judge, "name", role)
         if self.fatal is not None:
-            return  # the run stops: this picture will be drawn and judged again
+            return False  # the run stops: this picture will be drawn and judged again
         if isinstance(answer, BaseException):
             self._row[ask] += 1
             self._report(job, {role: name, **_said(answer)})
@@ -210,7 +210,8 @@ class Desk:
                 self._stop(SecondlookError(
                     f'The {role} "{name}" failed three times in a row ({_short(answer)}). The run is kept; mend the {role} and '
                     "resume."))  # fmt: skip
-            return
+                return False
+            return True
         self._row[ask] = 0
         if ask == "score":
             job.score, job.components = answer
@@ -221,6 +222,7 @@ class Desk:
         empty = answer is None if ask == "remark" else math.isnan(job.score if ask == "score" else answer)  # type: ignore[arg-type]
         if empty:
             self._report(job, {role: name, "error": "it could not judge this picture"})
+        return True
 
     def _finish(self, jobs: list[Job]) -> None:
         if jobs:

@@ -302,18 +302,18 @@ class Driver:
 
     def _collect(self, wait: bool) -> None:
         """Report what the desk has finished; ``wait`` for it where the network has nothing to do."""
-        self.desk.check()
         found: list[Job] = []
         if wait and (self.desk.pending or self.desk.crowded) and self.desk.inbox.empty():
             try:
                 found += self.desk.inbox.get(timeout=0.05)
             except queue.Empty:
+                self.desk.check()
                 return
         while not self.desk.inbox.empty():
             found += self.desk.inbox.get()
-        self.desk.check()
-        if found:
+        if found:  # before what may stop the run: nothing that was answered is lost
             self._report(found)
+        self.desk.check()
         self.desk.end()
 
     def _report(self, jobs: list[Job]) -> None:
