@@ -15,7 +15,7 @@ import pytest
 from scipy.stats import beta
 
 from secondlook.bench.curves import Curve, Latency, winner_within
-from secondlook.bench.methods import Method
+from secondlook.bench.methods import Method, runs_of
 from secondlook.bench.stats import Bootstrap, area, at_cost, holm, pass_at, sign_flip, wilson
 from secondlook.bench.suite import Plan, results
 from secondlook.cli import main
@@ -159,6 +159,19 @@ def test_smaller_budgets_are_read_from_one_run_only_where_the_plan_does_not_ask(
     assert folders["random"] == ["seed-0", "seed-1"]
     assert folders["paths"] == ["seed-0", "seed-0-8", "seed-1", "seed-1-8"]
     assert ("paths(n=1)", 4) not in told(bench)  # which buys it no picture
+
+
+def test_a_method_may_be_drawn_at_the_smaller_budgets_alone(bench: Path, tmp_path: Path) -> None:
+    words = [str(bench / "P") if w == "P" else w for w in WORDS]
+    out = tmp_path / "out"
+    assert main(["bench", "random(n=99)", "random(n=98) --most 8", *words, "--out", str(out)]) == 0
+    rows = {(r["method"], r["budget"]): r for r in json.loads((out / "results.json").read_text())["rows"]}
+    assert [("random(n=98) --most 8", b) in rows for b in (4, 8, 12)] == [True, True, False]
+    assert rows["random(n=98) --most 8", 8]["gain"] == 0
+    [folder] = [f for f in (out / "runs").iterdir() if "most" in f.name]
+    assert Store.open(folder / "seed-0").config["budget"] == {"evals": 8}
+    with pytest.raises(ConfigError, match="below all budgets"):
+        runs_of(Method.parse("random --most 3", {}), 0, "evals", (4, 8), out, ("1",))
 
 
 def test_a_row_is_what_a_run_of_that_budget_alone_gives(bench: Path, tmp_path: Path) -> None:

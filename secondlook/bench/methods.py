@@ -32,10 +32,12 @@ GROUPS = ("search", "sampling", "guidance", "times", "pipeline")
 
 @dataclass(frozen=True)
 class Method:
-    """``text`` is how it was written and what tables call it; ``options`` are `draw`'s, the plan among them."""
+    """``text`` is how it was written and what tables call it; ``options`` are `draw`'s, the plan among them. most: the largest budget
+    that it is drawn at (None: the benchmark's)."""
 
     text: str
     options: Mapping[str, Any] = field(hash=False)
+    most: float | None = None
 
     @staticmethod
     def parse(text: str, shared: Mapping[str, Any]) -> Method:
@@ -45,11 +47,13 @@ class Method:
             raise ConfigError(f'A method is a plan and then flags, such as "random(n=1000) --steps 8"; got "{text}".')
         parser = _Flags(prog="secondlook bench", add_help=False)
         add_settings(parser, GROUPS)
-        own = given(parser.parse_args(shlex.split(rest[0]) if rest else []))
+        parser.add_argument("--most", type=float)
+        told = parser.parse_args(shlex.split(rest[0]) if rest else [])
+        most, own = told.most, given(told)
         options = {**shared, **own, "plan": plan}
         api.asked(options)
         make_plan(plan)  # a slip in the last method shows before the first is drawn
-        return Method(text, options)
+        return Method(text, options, most)
 
     @property
     def slug(self) -> str:
@@ -146,7 +150,15 @@ def _done(folder: Path) -> bool:
 
 def runs_of(method: Method, seed: int, unit: str, budgets: Sequence[float], out: Path, prompts: Sequence[str]) -> Job:
     """The run with the largest budget, from which smaller ones are read where the plan does not look at its budget."""
-    return Job(method, seed, unit, max(budgets), out / method.slug / f"seed-{seed}", tuple(prompts))
+    return Job(method, seed, unit, max(_own(method, budgets)), out / method.slug / f"seed-{seed}", tuple(prompts))
+
+
+def _own(method: Method, budgets: Sequence[float]) -> list[float]:
+    """The budgets that a method is drawn at."""
+    found = [b for b in budgets if method.most is None or b <= method.most]
+    if not found:
+        raise ConfigError(f'"{method.text}" is drawn at most at {method.most:g}, below all budgets of the benchmark.')
+    return found
 
 
 def apart(job: Job, budgets: Sequence[float]) -> list[Job]:

@@ -51,12 +51,15 @@ def carry(plan: Plan, out: Path, workers: int, threads: int) -> list[tuple[Store
     carry_all([job for job, _, _ in whole], workers, threads)
     more = [(job, small, k, seed) for job, k, seed in whole for small in apart(job, plan.budgets)]
     carry_all([small for _, small, _, _ in more], workers, threads)
-    last = len(plan.budgets) - 1
     asked = {job.folder for job, _, _, _ in more}
-    every = tuple(range(len(plan.budgets)))
-    found = [(job, k, (last,) if job.folder in asked else every, seed) for job, k, seed in whole]
+    found = [(job, k, _read_at(job.budget, plan.budgets, job.folder in asked), seed) for job, k, seed in whole]
     found += [(small, k, (plan.budgets.index(small.budget),), seed) for _, small, k, seed in more]
     return [(Store.open(job.folder), k, at, seed) for job, k, at, seed in found if (job.folder / LOG).exists()]
+
+
+def _read_at(largest: float, budgets: Sequence[float], asked: bool) -> tuple[int, ...]:
+    """The numbers of the budgets that one run tells of: its own, and the smaller ones unless its plan asked what was left."""
+    return tuple(i for i, b in enumerate(budgets) if b == largest or (b < largest and not asked))
 
 
 def curves(
