@@ -47,9 +47,10 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Move(ABC):
-    """Base of all moves. ``name`` is what the log calls it."""
+    """Base of all moves. ``name`` is what the log calls it; ``draws``: whether a row is run, so that there may be a new picture."""
 
     name: ClassVar[str]
+    draws: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check_parts(self)
@@ -243,3 +244,26 @@ class Clone(_GoesOn):
 
     def describe(self) -> str:
         return f"{self.parent} goes on with other noise"
+
+
+@dataclass(frozen=True)
+class Same(Move):
+    """The parent's picture as it is: nothing is drawn, decoded or handed over a second time. Of use for asking something of a
+    picture that is there already, as which of two earlier ones is better ("compare")."""
+
+    name: ClassVar[str] = "same"
+    draws: ClassVar[bool] = False
+    parent: int
+
+    def begins(self, first: float, stop: float) -> float:
+        return 1.0
+
+    def check(self, parent: Proposal | None) -> None:
+        if parent is not None and not (parent.shown and parent.move.draws):
+            raise ConfigError(f"same expects an outcome with a picture of its own; outcome {self.parent} has none.")
+
+    def state(self, source: Source) -> State:
+        return source.state(self.parent)
+
+    def describe(self) -> str:
+        return f"{self.parent} as it is"

@@ -35,6 +35,8 @@ PLANS = {
     "particles": Row(
         "secondlook.plans.particles:particles", "sequential Monte Carlo, Feynman-Kac steering (2501.06848)"
     ),
+    "tournament": Row("secondlook.plans.tournament:tournament", "fresh noises that a comparer judges in pairs: knock-out or Swiss (2501.13007)"),
+    "calibrate": Row("secondlook.plans.calibrate:calibrate", "fresh noises looked at at every time of the grid: how early scores can be trusted"),
     "reflect": Row(
         "secondlook.plans.reflect:reflect",
         "hear what is wrong, show the model its tries, draw again until nothing is (Reflect-DiT 2503.12271)",
@@ -69,6 +71,8 @@ VERIFIERS = {
 }  # fmt: skip
 SELECTORS = {
     "best": Row("secondlook.engine.select:Best", "the highest score of each prompt"),
+    "accepted": Row("secondlook.engine.select:Accepted", "the first picture whose score reaches a threshold, else the best"),
+    "last": Row("secondlook.engine.select:Last", "the last picture that each prompt's plan finished"),
     "rank_mean": Row(
         "secondlook.engine.select:RankMean", "the best mean rank in the score and the verifier's components"
     ),
@@ -82,7 +86,10 @@ CRITICS = {  # of the world scenes
     "detector": Row("secondlook.critics.scenes:detector", "scenes: what the shipped verifier's network detects, put into words by fixed rules"),
     "oracle": Row("secondlook.critics.scenes:oracle", "scenes: what the exact checker sees, put into words; an upper bound, and labelled so"),
 }  # fmt: skip
-COMPARERS: dict[str, Row] = {}
+COMPARERS = {
+    "learned": Row("secondlook.verify.compare:learned", "scenes: the shipped verifier's logits, by their difference"),
+    "by_score": Row("secondlook.verify.compare:by_score", "the scores of any verifier, by their difference: by_score(verifier='sharpness', scale=1.0)"),
+}
 WORLDS = {  # what can be drawn in; each row's backend says all else of a world
     "scenes": Row("secondlook.backends.scenes:Scenes", "text-to-image: coloured shapes, counts and relations, 64 x 64"),
     "digits": Row(

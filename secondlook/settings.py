@@ -303,7 +303,7 @@ def make_plan(text: str) -> Any:
 
 
 def needs_of(text: str) -> tuple[str, ...]:
-    """What a plan says it needs beside a generator: some of "critic" and "context" (a model that reads its earlier tries). Its
+    """What a plan says it needs beside a generator: some of "critic", "comparer" and "context" (a model that reads its earlier tries). Its
     attribute ``needs`` tells: words, or a function of its options."""
     call = parse_call(text, "plan")
     target = resolve("plan", call.name)

@@ -119,6 +119,8 @@ class Proposal:
         if ("compare" in self.asks) != (self.against is not None):
             raise ConfigError('A proposal that asks to "compare" must name the outcome to compare with in against, and '
                               f"no other may; got ask={self.ask!r}, against={self.against!r}.")  # fmt: skip
+        if not self.move.draws and (self.stop < 1 or not self.asks):
+            raise ConfigError(f'A "{self.move.name}" draws nothing: it asks something of a picture, and has no stop before 1.')
 
     @property
     def asks(self) -> frozenset[str]:
@@ -127,8 +129,8 @@ class Proposal:
 
     @property
     def finished(self) -> bool:
-        """Whether this ends in a picture (time 1) rather than in a half-made state."""
-        return self.stop >= 1.0
+        """Whether this ends in a new picture (time 1) rather than in a half-made state or an answer about an earlier one."""
+        return self.stop >= 1.0 and self.move.draws
 
     @property
     def shown(self) -> bool:

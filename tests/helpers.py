@@ -52,6 +52,16 @@ class Redness:
         return means[:, 0] - means[:, 1:].mean(1)
 
 
+class Brighter:
+    """Compares by brightness."""
+
+    name = "brighter"
+
+    def __call__(self, first: Tensor, second: Tensor, conditions: Sequence[Condition]) -> Tensor:
+        one, other = (Brightness()(pictures, conditions) for pictures in (first, second))
+        return torch.sigmoid(20 * (one - other))
+
+
 class Failing:
     """Brightness that raises on the calls (counted from 1) for which ``fails`` says so."""
 
@@ -127,6 +137,7 @@ def tiny_rig(
         rows=rows,
         grids=lambda n: grid(n, 3.0),
         critic=Grumbler(),
+        comparer=Brighter(),
     )
 
 

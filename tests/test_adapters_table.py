@@ -33,7 +33,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 FAMILIES = tuple(tiny.PIPELINES)
 SEARCHES = {"random(n=2)": None, "zero_order(neighbours=1)": 12,  # with budgets in nfe
             "paths(n=2, width=1, rounds=1, start=0.4, back=0.2, ahead=0.3)": 16, "draft(n=2, keep=1, steps=2)": 12,
-            "reflect(n=3, answer='redraw')": 12, "halving(n=2, looks=1)": 12, "children(m=2, splits=2)": 12, "particles(n=2, looks=2)": 12}  # fmt: skip
+            "reflect(n=3, answer='redraw')": 12, "halving(n=2, looks=1)": 12, "children(m=2, splits=2)": 12, "particles(n=2, looks=2)": 12,
+            "tournament(n=3)": 12, "calibrate(n=2)": 8}  # fmt: skip
 SEARCHES |= {f"{name}()": 100 for name in PLANS if not any(plan.startswith(f"{name}(") for plan in SEARCHES)}
 KINDS = ("ODE", "SDE")
 DONE = ("draw", "replay", "resume")
@@ -61,7 +62,7 @@ def options(family: str, kind: str, plan: str, pad: bool) -> dict[str, Any]:
     """Three rows for four pictures: one of them has to wait, and no batch is like the one before."""
     solver = held(family).solver() if kind == "ODE" else "sde"
     return {"model": held(family), "steps": STEPS, "solver": solver, "rows": 3, "pad": pad, "nfe": SEARCHES[plan],
-            "verifier": "brightness", "critic": "tests.helpers:Grumbler"}  # fmt: skip
+            "verifier": "brightness", "critic": "tests.helpers:Grumbler", "comparer": "by_score(verifier='brightness')"}  # fmt: skip
 
 
 class Stop(Exception):

@@ -201,7 +201,7 @@ def test_a_run_that_goes_on_and_has_pictures_is_not_told_that_every_row_overflow
 
 
 SHORT = {"zero_order": "neighbours=2", "paths": "n=2, width=2", "halving": "n=4", "particles": "n=3, looks=2",
-         "children": "m=2, splits=2", "draft": "n=4", "random": "n=12"}  # fmt: skip
+         "children": "m=2, splits=2", "draft": "n=4", "random": "n=12", "calibrate": "n=12", "tournament": "n=12"}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", sorted(PLANS))
@@ -209,6 +209,7 @@ SHORT = {"zero_order": "neighbours=2", "paths": "n=2, width=2", "halving": "n=4"
 def test_plans_that_ship_go_on_behind_rows_that_overflowed(name: str, value: float, tmp_path: Path) -> None:
     rig = blobs.rig()
     rig.flow, rig.grids = replace(rig.flow, network=Overflowing(rig.flow.network, value)), grid
+    rig.comparer = Dark()  # type: ignore[assignment]
     record = drive(tmp_path / "run", rig, f"{name}({SHORT.get(name, '')})", prompts=TWO, nfe=80)
     assert record.done
     for task in (0, 1):

@@ -17,9 +17,10 @@ from secondlook.engine.record import Record
 from secondlook.engine.rescore import rescore
 from secondlook.engine.select import mean_ranks, select
 from secondlook.engine.store import Store
-from secondlook.errors import SecondlookError
+from secondlook.errors import ConfigError, SecondlookError
 from secondlook.models.text import TextSiT
 from secondlook.plans.moves import fresh
+from secondlook.settings import make_named
 from secondlook.types import Candidate, Condition, Plan, Task
 from tests.helpers import PROMPTS, Brightness, drive, tasks, tiny_rig
 
@@ -128,3 +129,33 @@ def test_encodings_of_prompts_that_have_ended_are_let_go(network: TextSiT, tmp_p
     rig = tiny_rig(network)
     drive(tmp_path / "run", rig, "random(n=1)", prompts=PROMPTS[:4], window=1)
     assert not rig._encoded
+
+
+def _candidates(*scores: float | None) -> list[Candidate]:
+    return [Candidate(2 * i, 0, s, {}, lambda: np.zeros((2, 2, 3), np.uint8)) for i, s in enumerate(scores)]
+
+
+def test_return_rules_are_one_option_for_all_plans() -> None:
+    given = [_candidates(0.2, 0.6, None, 0.9, math.nan), _candidates(0.1, 0.4, 0.3), []]
+
+    def chosen(rule: str) -> Any:
+        return make_named("selector", rule)(given)
+
+    assert chosen("best") == [[6], [2], []]
+    assert chosen("accepted") == [[2], [2], []]
+    assert chosen("accepted(threshold=0.9)") == [[6], [2], []]
+    assert chosen("accepted(threshold=0.0)") == [[0], [0], []]
+    assert chosen("last") == [[8], [4], []]
+    assert make_named("selector", "accepted")([_candidates(math.nan, None)]) == [[0]]
+    with pytest.raises(ConfigError, match="threshold"):
+        make_named("selector", "accepted(threshold='high')")
+
+
+def test_a_run_hands_over_what_its_return_rule_says(tmp_path: Path) -> None:
+    found = {}
+    for rule in ("best", "accepted(threshold=0.0)", "last"):
+        run = tmp_path / rule[:4]
+        [one] = secondlook.draw("7", "random(n=3)", run, world="digits", steps=2, select=rule)
+        found[rule] = one.outcome
+        assert Record.read(Store.open(run)).selector == rule.partition("(")[0]
+    assert (found["accepted(threshold=0.0)"], found["last"]) == (0, 2)

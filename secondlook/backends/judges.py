@@ -42,8 +42,8 @@ class Judges:
                 )
             elif text is not None:
                 own = backend.verifier(text) if role == "verifier" else None
-                if role == "critic":
-                    refuse_critic(text, backend)
+                if role in ("critic", "comparer"):
+                    refuse_elsewhere(role, text, backend)
                 found[role] = own or make_named(KINDS.get(role, role), text)
         refuse_reserved(found["verifier"])
         return Judges(**found)
@@ -62,8 +62,10 @@ class Judges:
             code = None if thing is None else code_of(thing)
             if code is not None:
                 found[f"{role}'s code"] = code
-            # Weights beside the backend's own: of critics, and of its second verifier.
-            apart = _ships(thing) and (role == "critic" or getattr(thing, "name", None) == "detector")
+            # Weights beside the backend's own: of critics, comparers, and its other verifiers.
+            apart = _ships(thing) and (
+                role in ("critic", "comparer") or getattr(thing, "name", None) in ("detector", "weak")
+            )
             if role in objects or apart:
                 found[f"{role}'s settings"] = settings_of(thing)
         return found
@@ -85,13 +87,16 @@ def _ships(judge: Any) -> bool:
     return type(judge).__module__.split(".")[0] == "secondlook"
 
 
-def refuse_critic(text: str, backend: Backend) -> None:
-    """ConfigError for a critic of the Scenes world elsewhere."""
-    name = parse_call(text, "critic").name
-    if name in CRITICS and backend.name != "scenes":
-        raise ConfigError(
-            f'The critic "{name}" speaks of the pictures of the world scenes only; write package.module:attribute of your own.'
+def refuse_elsewhere(role: str, text: str, backend: Backend) -> None:
+    """ConfigError for a critic or comparer of the Scenes world elsewhere."""
+    name = parse_call(text, role).name
+    if name in (CRITICS if role == "critic" else ("learned",)) and backend.name != "scenes":
+        other = (
+            "write package.module:attribute of your own"
+            if role == "critic"
+            else "take by_score, or package.module:attribute of your own"
         )
+        raise ConfigError(f'The {role} "{name}" speaks of the pictures of the world scenes only; {other}.')
 
 
 def named(role: str, thing: Any) -> tuple[str, Any]:

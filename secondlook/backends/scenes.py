@@ -71,11 +71,12 @@ class Scenes(Own):
         return Loaded(network, Linear(), Encode(network), "linear", network)
 
     def usual(self, s: Settings) -> dict[str, Any]:
-        """A plan that listens to a critic and shows tries gets the ones that ship."""
+        """A plan that listens to a critic or a comparer, or shows tries, gets the ones that ship."""
         needs = needs_of(s.plan)
         if "context" in needs and self.left_open:
             self.model, self.file, self.left_open = "scenes-edit", weights_file("scenes-edit"), False
-        return {**super().usual(s), **({"critic": "learned"} if "critic" in needs else {})}
+        heard: dict[str, Any] = {role: "learned" for role in ("critic", "comparer") if role in needs}
+        return {**super().usual(s), **heard}
 
     def verifiers(self) -> Mapping[str, Callable[[], Verifier]]:
         return {

@@ -99,7 +99,10 @@ class Again:
     def picture(self, number: int) -> np.ndarray:
         """An outcome's picture, uint8 [H, W, 3]."""
         if number not in self._pictures:
-            proposal, state = self.proposal_of(number), self.state(number)
+            proposal = self.proposal_of(number)
+            if not proposal.move.draws:
+                return self.picture(proposal.move.parents[0])
+            state = self.state(number)
             if proposal.finished:
                 x = state.x
             elif proposal.look == "free":

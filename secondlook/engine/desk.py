@@ -122,11 +122,25 @@ class Desk:
                 "dtype (--dtype bfloat16 or float32), or check its weights. Nothing recorded is lost.")  # fmt: skip
             self._finish(jobs)  # recorded, so that a resumed run goes on behind them
             return
+        self._judge([j for j in jobs if j.picture is not None])
+        self._ask_all(jobs)
+
+    def ask(self, jobs: Sequence[Job]) -> None:
+        """Ask about pictures that were shown before: nothing is decoded, and held-out judges have seen them."""
+        with self._lock:
+            self.pending += len(jobs)
+        for job in jobs:
+            job.waiting = set(job.proposal.asks)
+            if job.picture is None:
+                job.failed = f"outcome {job.proposal.move.parents[0]} has no picture"
+                self._unseen(job)
+        self._ask_all(jobs)
+
+    def _ask_all(self, jobs: Sequence[Job]) -> None:
         seen = [j for j in jobs if j.picture is not None]
         for job in seen:
             if "compare" in job.waiting and job.against is None:
                 self._unpaired(job)
-        self._judge(seen)
         done = [j for j in jobs if not j.waiting]  # before the judges are asked, who may answer at once
         for ask, worker in self._asked.items():
             asked = [j for j in seen if ask in j.waiting]

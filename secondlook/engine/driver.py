@@ -167,7 +167,8 @@ class Driver:
     def _fill(self) -> None:
         """Give free slots to waiting proposals, in order."""
         entering: list[Job] = []
-        while self.queue and len(entering) < self.slots.free:
+        again: list[Job] = []
+        while self.queue and len(entering) + len(again) < self.slots.free:
             job = self.queue[0]
             run = job.owner
             timed = run.ledger.budget.seconds is not None and not job.baseline
@@ -178,6 +179,10 @@ class Driver:
                 self._drop(job)
                 continue
             self._under_way[run.task.index] = self._under_way.get(run.task.index, 0) + job.price.nfe
+            if not job.proposal.move.draws:
+                self._recall(job)
+                again.append(job)
+                continue
             self._load(job)
             if _arrived(job):  # asked only to look at a row where it stands: no step to pay
                 state = job.state
@@ -186,6 +191,7 @@ class Driver:
             else:
                 entering.append(job)
         self.slots.enter(entering)
+        self.desk.ask(again)
 
     def _load(self, job: Job) -> None:
         """The state that a job begins from, and the pictures it needs."""
@@ -202,6 +208,13 @@ class Driver:
             self.journal.write(
                 [("failure", run.task.index, None, {"outcome": job.logged, "row": "told", "error": said})]
             )
+
+    def _recall(self, job: Job) -> None:
+        """The pictures of a job that draws nothing."""
+        run, proposal = job.owner, job.proposal
+        job.picture = self._picture(run, proposal.move.parents[0])
+        if proposal.against is not None:
+            job.against = self._picture(run, proposal.against)
 
     def _picture(self, run: TaskRun, number: int) -> np.ndarray | None:
         """An earlier outcome's picture; None where it was lost, as that of a row that overflowed."""
@@ -322,9 +335,9 @@ class Driver:
         for job in jobs:
             run, index = job.owner, job.owner.task.index
             name = baseline_file(index) if job.baseline else job.number
-            if job.picture is not None:
-                pictures.append((name, job.picture))
-            digest = None if job.picture is None else sha256(job.picture)
+            if job.drawn is not None:
+                pictures.append((name, job.drawn))
+            digest = None if job.drawn is None else sha256(job.drawn)
             outcome = Outcome(job.logged, job.proposal, job.score, job.components, job.remark, job.preference)
             body = outcome_body(outcome, job.n, job.cost, digest)
             if job.failed is not None:
@@ -340,13 +353,13 @@ class Driver:
     def _note(self, run: TaskRun, job: Job, outcome: Outcome) -> None:
         index = run.task.index
         run.outcomes[job.n] = outcome
-        if job.picture is not None:
+        if job.drawn is not None:
             run.shown.add(job.n)
-            self._recent[job.number] = job.picture
+            self._recent[job.number] = job.drawn
             while len(self._recent) > RECENT:
                 self._recent.popitem(last=False)
-        assert job.state is not None
-        self.states.keep(job.number, job.state, half_made=_half(job))
+        if job.state is not None:
+            self.states.keep(job.number, job.state, half_made=_half(job))
         run.pay(job.price, job.cost)
         if job.cost.nfe:
             self.pace = job.cost.seconds / job.cost.nfe

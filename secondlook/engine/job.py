@@ -50,6 +50,11 @@ class Job:
         return min(self.proposal.stop, self.times[-1])
 
     @property
+    def drawn(self) -> np.ndarray | None:
+        """The picture that it made; one that it is only asked about is another's."""
+        return self.picture if self.proposal.move.draws else None
+
+    @property
     def number(self) -> int:
         return self.owner.number(self.n)
 

@@ -49,6 +49,36 @@ class Best:
 
 
 @dataclass(frozen=True)
+class Accepted:
+    """The first picture of each task that the guide accepts, as one that stops at the first good one would have had: the score
+    reaches ``threshold``. Where none does, the highest score."""
+
+    threshold: float = 0.5
+    name: str = "accepted"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.threshold, bool) or not isinstance(self.threshold, (int, float)) or math.isnan(self.threshold):
+            raise ConfigError(f"accepted: threshold must be a number; got {self.threshold!r}.")
+
+    def __call__(self, candidates: Sequence[Sequence[Candidate]]) -> list[list[int]]:
+        return [[self._choose(some).id] if some else [] for some in candidates]
+
+    def _choose(self, some: Sequence[Candidate]) -> Candidate:
+        good = (c for c in some if c.score is not None and c.score >= self.threshold)
+        return next(good, None) or rank(some)[0]
+
+
+@dataclass(frozen=True)
+class Last:
+    """The last picture of each task that its plan finished, whatever its score: what a chain of answers ends in."""
+
+    name: str = "last"
+
+    def __call__(self, candidates: Sequence[Sequence[Candidate]]) -> list[list[int]]:
+        return [[some[-1].id] if some else [] for some in candidates]
+
+
+@dataclass(frozen=True)
 class RankMean:
     """The best mean rank over a task's candidates in several measures: the score and the verifier's components (those named in
     ``of``, separated by commas; all where it is empty). Measures of different scales count alike (the ensemble of

@@ -130,6 +130,8 @@ class TaskRun:
         price = self.rig.price(
             begin, proposal.stop, proposal.ask, steps=proposal.steps, look=proposal.look, known=known
         )
+        if not proposal.move.draws:
+            price = replace(price, decodes=0)
         return Job(self, 0, proposal, price, begin, self.rig.times_for(proposal.steps), known)
 
     def _known(self, proposal: Proposal) -> bool:
@@ -161,6 +163,8 @@ class TaskRun:
         for number in pictured:
             if not self.proposal(number).shown:
                 raise ConfigError(f"Outcome {number} has no picture to show: nothing was asked of it on its way.")
+            if not self.proposal(number).move.draws:
+                raise ConfigError(f"Outcome {number} has no picture of its own to show; name the one that it is about.")
 
     def failure(self, error: Exception) -> SecondlookError:
         """What is said where the plan itself fails."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from secondlook.errors import ConfigError
-from secondlook.moves import Clone, Fresh, Near, Resume, Rewind
+from secondlook.moves import Clone, Fresh, Near, Resume, Rewind, Same
 from secondlook.types import Outcome, Proposal, Task
 
 
@@ -36,6 +36,11 @@ def resume(task: Task, parent: Outcome, **how: Any) -> Proposal:
 def clone(task: Task, parent: Outcome, count: int, **how: Any) -> list[Proposal]:
     """``count`` rows that go on from the parent's state, each with noise of its own where the solver draws any."""
     return [_proposal(task, Clone(parent.id, task.next_key()), how) for _ in range(count)]
+
+
+def compare(task: Task, one: Outcome, other: Outcome) -> Proposal:
+    """Which of two pictures that are there is better: the comparer is shown ``one`` first. One comparison, and nothing else."""
+    return _proposal(task, Same(one.id), {"ask": "compare", "against": other.id})
 
 
 def _proposal(task: Task, move: Any, how: dict[str, Any]) -> Proposal:

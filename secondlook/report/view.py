@@ -135,7 +135,7 @@ def _seen(record: Record, outcome: Outcome) -> Shown:
 
 
 def _prompted(record: Record, index: int, prompt: str | None) -> Prompted:
-    outcomes = [_seen(record, o) for o in record.of(index)]
+    outcomes = [_seen(record, o) for o in record.of(index) if o.proposal.move.draws]  # not what was only compared
     winner = record.winner(index)
     base = record.baseline(index)
     outside = record.baselines.get(index)
