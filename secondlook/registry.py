@@ -61,6 +61,7 @@ VERIFIERS = {
     "learned": Row("secondlook.verify.builtin:learned", "the shipped verifier of the world scenes: a network that reads picture and prompt; guides"),
     "detector": Row("secondlook.verify.builtin:detector",
                     "scenes: a network detects objects, fixed rules hold them against the prompt; guides"),
+    "weak": Row("secondlook.verify.builtin:weak", "scenes: an early checkpoint of the verifier, for studies of verifier hacking"),
     "judge": Row("secondlook.verify.builtin:judge",
                  "the shipped held-out judge: a network of another kind, taught with other pictures, never used for selection"),
     "oracle": Row("secondlook.verify.builtin:oracle", "the world's exact checker; as a guide it gives an upper bound, and is labelled so"),

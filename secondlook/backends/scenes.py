@@ -82,6 +82,7 @@ class Scenes(Own):
         return {
             "learned": builtin.learned,
             "detector": builtin.detector,
+            "weak": builtin.weak,
             "judge": builtin.judge,
             "oracle": builtin.oracle,
         }

@@ -18,6 +18,11 @@ def detector() -> Verifier:
     return load_verifier(shipped("scenes-detector.safetensors"), "detector")
 
 
+def weak() -> Verifier:
+    """An early checkpoint of ``learned``, which a search can fool: for studies of verifier hacking."""
+    return load_verifier(shipped("scenes-weak.safetensors"), "weak")
+
+
 def judge() -> Verifier:
     """The network that only judges: another architecture, trained on other renders and other samples."""
     return load_verifier(shipped("scenes-judge.safetensors"), "judge")
