@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 from secondlook.calls import positive
 from secondlook.errors import ConfigError
-from secondlook.plans.moves import clone, fresh, on_grid, rewind, top
+from secondlook.plans.legs import branch, look_times
+from secondlook.plans.moves import fresh, top
 from secondlook.plans.weights import draw
-from secondlook.types import Outcome, Plan, Proposal, Task
+from secondlook.types import Outcome, Plan, Task
 
 
 def children(
@@ -25,17 +26,26 @@ def children(
     positive("children", m=m, splits=splits, first=first, back=back)
     if first >= 1 or temperature < 0:
         raise ConfigError(f"children: expected first < 1 and temperature >= 0; got {first!r}, {temperature!r}.")
-    times = sorted({on_grid(task, first + (1 - first) * i / splits) for i in range(splits)})
+    times = look_times(task, first, splits)
     while True:
         [path] = yield fresh(task, 1, stop=times[0], ask="nothing")
         for then in [*times[1:], 1.0]:
             how = {"stop": then, **({} if then == 1.0 else {"look": "free"})}
-            family: list[Proposal] = (
-                clone(task, path, m, **how)
-                if task.stochastic
-                else rewind(task, path, m, max(0.0, path.proposal.stop - back), **how)
-            )
-            path = _chosen(task, (yield family), temperature)
+            path = _chosen(task, (yield branch(task, path, m, back, **how)), temperature)
+
+
+def svdd(task: Task, *, m: int = 5, temperature: float = 0.0, back: float = 0.1) -> Plan:
+    """SVDD-PM (2408.08252, alg. 1): children at every step, the best goes on (alpha 0; above it one drawn by exp(score / temperature)).
+    The paper's 20 children at each of its steps are 5 here, where a search is to cost a few samples; every step of up to 20. Endless."""
+    return (yield from children(task, m=m, splits=20, first=0.05, temperature=temperature, back=back))
+
+
+def code(task: Task, *, m: int = 5, blocks: int = 5, back: float = 0.1) -> Plan:
+    """CoDe (2502.00968): children once a block of steps, the best goes on. Its template has blocks of 10 of 50 steps and up to 50
+    children; its start from a reference picture is left out, and the first block is drawn once. Endless."""
+    if blocks < 2:
+        raise ConfigError(f"code: blocks must be 2 or more; got {blocks!r}.")
+    return (yield from children(task, m=m, splits=blocks - 1, first=1 / blocks, back=back))
 
 
 def _chosen(task: Task, family: Sequence[Outcome], temperature: float) -> Outcome:

@@ -4,28 +4,123 @@ randomness is handed in as uniform numbers."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
-SCHEMES = ("multinomial", "systematic", "ssp")
+SCHEMES = ("multinomial", "systematic", "ssp", "vasr")
+POTENTIALS = ("current", "difference", "max", "sum")
+SCHEDULES = ("constant", "increasing", "adaptive", "infinite")
 
 
 @dataclass(frozen=True)
 class Row:
-    """What a row's looks have come to: ``kept`` is the last, the largest or the sum; ``given`` all its potentials so far."""
+    """What a row's looks have come to. kept: the last, the largest or the sum of them ("difference": times the inverse temperature that
+    was in force). given: all its potentials so far. last: the last look."""
 
     kept: float | None = None
     given: float = 0.0
+    last: float = 0.0
 
-    def seen(self, potential: str, value: float) -> tuple[Row, float]:
-        """The row after another look, and that look's potential."""
-        before = self.kept
+    def seen(self, potential: str, value: float, scale: float = 1.0) -> tuple[Row, float]:
+        """The row after another look, and that look's potential. scale: the inverse temperature in force, as a share of the last one."""
         if potential == "difference":
-            kept, increment = value, value - (before or 0.0)
-        else:
-            kept = value if before is None else max(value, before) if potential == "max" else value + before
-            increment = kept
-        return Row(kept, self.given + increment), increment
+            kept = scale * value
+            return Row(kept, self.given + (kept - (self.kept or 0.0)), value), kept - (self.kept or 0.0)
+        kept = value
+        if self.kept is not None and potential != "current":
+            kept = max(value, self.kept) if potential == "max" else value + self.kept
+        return Row(kept, self.given + scale * kept, value), scale * kept
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How looks become weights and weights become copies (the options of ``particles``)."""
+
+    potential: str = "difference"
+    scheme: str = "systematic"
+    threshold: float = 0.5
+    schedule: str = "constant"
+    gamma: float = 0.008
+    forget: bool = False
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of a population, a value. logs: of each row's weight. rows: what its looks have come to. evidence: logarithm of the
+    factors that resampling has taken out of the weights. scale: the share of the inverse temperature in force."""
+
+    logs: tuple[float, ...]
+    rows: tuple[Row, ...]
+    evidence: float = 0.0
+    scale: float = 0.0
+
+    @staticmethod
+    def begin(count: int) -> Weights:
+        return Weights((0.0,) * count, (Row(),) * count)
+
+    def seen(self, rule: Rule, values: Sequence[float], time: float) -> Weights:
+        """After a look at ``time``; values: scores over the temperature."""
+        scale = increasing(time, rule.gamma) if rule.schedule == "increasing" else 1.0
+        if rule.schedule == "adaptive":
+            scale = adapted(lambda s: effective(normalised(self._told(rule, values, s).logs)), self.scale,
+                            rule.threshold * len(values))  # fmt: skip
+        told = self._told(rule, values, scale)
+        if rule.schedule != "infinite":
+            return told
+        kept = [row.kept or 0.0 for row in told.rows]
+        return replace(told, logs=tuple(0.0 if k == max(kept) else -math.inf for k in kept))
+
+    def _told(self, rule: Rule, values: Sequence[float], scale: float) -> Weights:
+        told = [row.seen(rule.potential, value, scale) for row, value in zip(self.rows, values, strict=True)]
+        logs = tuple(w + increment for w, (_, increment) in zip(self.logs, told, strict=True))
+        return Weights(logs, tuple(row for row, _ in told), self.evidence, scale)
+
+    def mass(self, rule: Rule) -> list[float]:
+        """Logarithms of what rows are chosen by: their weights; under "vasr" w exp(r), with w the weight without any potential and r the
+        last look alone, whatever the potential is (with "difference" the two are one)."""
+        if rule.scheme != "vasr" or rule.schedule == "infinite":
+            return list(self.logs)
+        return [w - row.given + self.scale * row.last for w, row in zip(self.logs, self.rows, strict=True)]
+
+    def due(self, rule: Rule) -> bool:
+        """Whether the effective number is below the threshold."""
+        return effective(normalised(self.mass(rule))) < rule.threshold * len(self.logs)
+
+    def resampled(self, rule: Rule, uniforms: Sequence[float], count: int | None = None) -> tuple[list[int], Weights]:
+        """The places of the ``count`` rows that go on (None: as many as there are), and their weights: each row's own over what it was
+        chosen by, so that weighted sums are expected to stay what they were."""
+        mass = self.mass(rule)
+        parents = resample(normalised(mass), rule.scheme, uniforms, count)
+        logs = tuple(self.logs[p] - mass[p] for p in parents)
+        return parents, Weights(logs, tuple(self.rows[p] for p in parents), self.evidence + log_mean(mass), self.scale)
+
+    def ended(self, rule: Rule, values: Sequence[float]) -> Weights:
+        """After the last look, at pictures: a row's last potential is what makes all of them sum to its own score over the temperature,
+        whatever the looks said (``forget``: there is none)."""
+        if rule.forget:
+            return self
+        if rule.schedule == "infinite":
+            return self.seen(replace(rule, potential="current"), values, 1.0)
+        told = zip(self.logs, values, self.rows, strict=True)
+        return replace(self, logs=tuple(w + value - row.given for w, value, row in told))
+
+
+def increasing(time: float, gamma: float) -> float:
+    """The share of the inverse temperature at ``time``, (1 + gamma)^(100 time) - 1 and at most 1: the tempering of 2501.05803, whose
+    paths have 100 steps."""
+    return min(1.0, (1 + gamma) ** (100 * time) - 1)
+
+
+def adapted(number: Callable[[float], float], least: float, wanted: float) -> float:
+    """The share of the inverse temperature, from ``least`` to 1, at which the effective ``number`` falls to ``wanted`` (a hair beyond
+    it, so that a threshold of as much is crossed); 1 where it never does."""
+    if number(1.0) >= wanted:
+        return 1.0
+    low, high = least, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if number(middle) >= wanted else (low, middle)
+    return high
 
 
 def normalised(logs: Sequence[float]) -> list[float]:
@@ -56,14 +151,15 @@ def draw(logs: Sequence[float], u: float) -> int:
     return _at(normalised(logs), u)
 
 
-def resample(weights: Sequence[float], scheme: str, uniforms: Sequence[float]) -> list[int]:
-    """As many places as there are weights, each expected its weight's share of them, in rising order.
+def resample(weights: Sequence[float], scheme: str, uniforms: Sequence[float], count: int | None = None) -> list[int]:
+    """``count`` places (None: as many as there are weights), each expected its weight's share of them, in rising order.
 
-    uniforms: numbers in (0, 1); one for "systematic", as many as weights for "multinomial" and "ssp" (Srinivasan's pairwise rounding,
-    Gerber, Chopin and Whiteley, 1708.09701: counts are the floor or the ceiling of their expectation).
+    uniforms: numbers in (0, 1); one for "systematic" and "vasr" (2604.06779, which draws systematically), as many as places for
+    "multinomial", as many as weights for "ssp" (Srinivasan's pairwise rounding, Gerber, Chopin and Whiteley, 1708.09701: counts are
+    the floor or the ceiling of their expectation).
     """
-    n = len(weights)
-    if scheme == "systematic":
+    n = len(weights) if count is None else count
+    if scheme in ("systematic", "vasr"):
         return [_at(weights, (i + uniforms[0]) / n) for i in range(n)]
     if scheme == "multinomial":
         return sorted(_at(weights, u) for u in uniforms[:n])
