@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path as File
 from typing import Any
 
@@ -20,7 +20,7 @@ from secondlook.flow.grid import spread
 from secondlook.flow.interval import LAST_STEP, interval
 from secondlook.flow.path import GVP, VP, Kind, Linear, Path, mix
 from secondlook.noise import Key, normal
-from secondlook.solvers.ode import Solver, integrate
+from secondlook.solvers.ode import Euler, Solver, integrate
 from secondlook.solvers.sde import FORMS, Diffusion, EulerMaruyama, LossTable, StochasticHeun, kl_diffusion
 from secondlook.types import State
 from secondlook.worlds.mixture import Mixture, default_mixture
@@ -98,6 +98,28 @@ def test_every_diffusion_keeps_the_marginals_to_first_order(path: Path, solver: 
     coarse, fine = (moments(solver, path, which, n) - exact_moments(path) for n in (200, 400))
     assert fine.abs().max() < 3e-3
     assert (2 * fine - coarse).abs().max() < 6e-5
+
+
+@pytest.mark.parametrize("form", ["kl", "sigma", "cubic"])
+@each_path
+def test_an_sde_that_turns_to_an_ode_keeps_the_marginals_to_first_order(path: Path, form: str) -> None:
+    late = partial(EulerMaruyama, until=0.5)
+    coarse, fine = (moments(late, path, diffusion(form), n) - exact_moments(path) for n in (200, 400))
+    assert fine.abs().max() < 3e-3
+    assert (2 * fine - coarse).abs().max() < 6e-5
+    grid = torch.linspace(0.05, 0.95, 201, dtype=torch.float64)
+    noise = affine(late, path, diffusion(form), grid)[2]
+    assert (noise[:100] > 0).all()
+    assert (noise[100:] == 0).all()
+
+
+def test_without_any_noise_it_is_eulers_method_and_until_the_end_it_is_itself() -> None:
+    state, then = exact_state(Linear(), 0.3, 4), times(0.4, 0.4, 0.4, 0.4)
+    one = EulerMaruyama(until=0.0).step(flow_on(Linear()), state, then, None)
+    torch.testing.assert_close(one.x, Euler().step(flow_on(Linear()), state, then, None).x, rtol=0, atol=1e-14)
+    for until in (0.35, 1.0):
+        same = EulerMaruyama(until=until).step(flow_on(Linear()), state, then, None)
+        assert torch.equal(same.x, EulerMaruyama().step(flow_on(Linear()), state, then, None).x)
 
 
 @each_solver
@@ -198,6 +220,7 @@ def test_official_forms_are_twice_their_coefficient(path: Path, norm: float) -> 
         (lambda: StochasticHeun(cap=-1.0), "cap must be 0 or above"),
         (lambda: EulerMaruyama(cap=math.nan), "cap must be 0 or above"),
         (lambda: EulerMaruyama(losses="nowhere.json"), "cannot be read"),
+        (lambda: EulerMaruyama(until=1.5), "until must be a time"),
     ],
 )
 def test_options_are_refused_with_a_sentence(make: Any, match: str) -> None:

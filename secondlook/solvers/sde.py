@@ -20,6 +20,7 @@ from torch import Tensor
 
 from secondlook.errors import ConfigError, nearest
 from secondlook.flow.estimate import Flow
+from secondlook.flow.grid import EPS
 from secondlook.flow.path import Path
 from secondlook.noise import NoiseSource, normal
 from secondlook.solvers.ode import moved, rows_of
@@ -200,9 +201,22 @@ class _Stochastic:
 
 @dataclass(frozen=True)
 class EulerMaruyama(_Stochastic):
-    """First order, one evaluation a step: velocity and gradient of log density come from the same network call."""
+    """First order, one evaluation a step: velocity and gradient of log density come from the same network call.
+
+    until: from this time on no noise is drawn and the steps are the ODE's, as w = 0 keeps the marginals too; rows that branch later
+    than that end alike.
+    """
 
     reuses: ClassVar[bool] = True
+    until: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.until <= 1:
+            raise ConfigError(f"sde: until must be a time from 0 to 1; got {self.until!r}.")
+
+    def w(self, flow: Flow, t: Tensor, dt: Tensor) -> Tensor:
+        return torch.where(t < self.until - EPS, super().w(flow, t, dt), 0.0)
 
     def evals(self, last: bool) -> int:
         return 1
