@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: setup extras demo test test-slow check format wheel bench-scenes bench-sit bench-engine bench-reflect clean
+.PHONY: setup extras demo test test-slow check format wheel bench-scenes bench-sit bench-engine bench-reflect bench-search clean
 
 setup: $(VENV)/.done
 
@@ -57,6 +57,9 @@ clean:
 
 bench-sit: setup
 	$(BIN)/python -m secondlook.bench.sit --out runs/bench-sit --docs docs
+
+bench-search: setup
+	$(BIN)/python -m secondlook.bench.search --out runs/bench-search --docs docs
 
 bench-reflect: setup
 	$(BIN)/secondlook bench "random(n=20) --model scenes" "random(n=20) --model scenes-tuned" \
