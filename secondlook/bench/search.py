@@ -22,8 +22,9 @@ from secondlook.disk.atomic import write_whole
 
 N = "random(n=9999)"
 TUNE = (
-    f"{N} --steps 3", f"{N} --steps 4", f"{N} --steps 5", f"{N} --steps 8", f"{N} --steps 5 --guidance 1.5",
-    f"{N} --steps 5 --guidance 4", f"{N} --steps 5 --cfg-interval 0 0.5", f"{N} --steps 3 --solver heun",
+    f"{N} --steps 3", f"{N} --steps 4", f"{N} --steps 5", f"{N} --steps 3 --cfg-interval 0 0.3", f"{N} --steps 4 --cfg-interval 0 0.4",
+    f"{N} --steps 5 --cfg-interval 0 0.5", f"{N} --steps 8 --most 320", f"{N} --steps 5 --guidance 1.5 --most 320",
+    f"{N} --steps 5 --guidance 4 --most 320", f"{N} --steps 3 --solver heun --most 320",
 )  # fmt: skip
 SCREEN = (
     f"{N} --steps 5", "evolve() --steps 5", "zero_order() --steps 5", "paths() --steps 10", "draft(n=8, keep=1, steps=3) --steps 5",
