@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from secondlook.bench.probe import Found, ahead, best_of, beta_fit, diversity, summary, told
+from secondlook.bench.probe import Found, ahead, best_of, beta_fit, summary, told
 from secondlook.cli import main
+from secondlook.metrics.diversity import diversity
 
 FLAT = np.zeros((64, 64, 3), np.uint8)
 

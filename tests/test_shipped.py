@@ -66,7 +66,7 @@ def test_shuffled_weights_draw_nothing_right() -> None:
 
 def test_shipped_files_are_small() -> None:
     sizes = [p.stat().st_size for p in checkpoint.shipped("scenes-base.safetensors").parent.glob("*.safetensors")]
-    scenes = ("base", "tuned", "edit", "verifier", "detector", "judge", "critic")
+    scenes = ("base", "tuned", "edit", "verifier", "detector", "weak", "judge", "critic")
     assert len(sizes) == len(scenes) + 2 * 4  # the other worlds: base, two judges, features
     assert sum(sizes) <= 80e6
 

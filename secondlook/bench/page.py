@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from secondlook.bench.curves import Curve
+from secondlook.report.audit import Growth, section
 from secondlook.report.style import STYLE
 from secondlook.report.text import esc
 
@@ -25,7 +27,8 @@ MORE = (
 )
 
 
-def page(plan: Plan, told: Mapping[str, Any], found: Sequence[Curve], command: str, whole: Mapping[str, Any]) -> str:
+def page(plan: Plan, told: Mapping[str, Any], found: Sequence[Curve], command: str, whole: Mapping[str, Any],
+         audited: Mapping[str, Growth] = MappingProxyType({})) -> str:  # fmt: skip
     """One HTML document that needs nothing from elsewhere."""
     measure = told["measure"]
     rows = told["rows"]
@@ -54,6 +57,7 @@ def page(plan: Plan, told: Mapping[str, Any], found: Sequence[Curve], command: s
         f"<h2>Area under the curve of {esc(measure)} over the logarithm of {esc(plan.unit)}</h2>"
         f"<table><tr><th>method</th><th>area (95 %)</th><th>as a share of the baseline's (95 %)</th></tr>{areas}</table>"
         f"<h2>All rows</h2>{_rows(told, plan)}"
+        f"{''.join(section(growth, f'Was the verifier fooled? {name}') for name, growth in audited.items())}"
         f"<p class='mute'>secondlook {esc(str(whole['version']))}, commit {esc(str(whole['commit']))}</p></main>\n</body>\n</html>\n"
     )
 

@@ -14,8 +14,8 @@ from scipy.special import betaln
 from secondlook.bench.stats import pass_at
 from secondlook.engine.record import Record
 from secondlook.engine.store import Store
+from secondlook.metrics.diversity import diversity
 
-SIDE = 32  # pixels of a picture's side when pictures are compared
 ALIKE = 0.03  # mean distance below which a model is said to hardly vary with its seed
 RIGHT = 0.5  # a judge's number from which a picture counts as right
 AHEAD = (1, 2, 4, 8, 16, 32, 64)
@@ -49,26 +49,6 @@ def read(store: Store) -> Found:
         found.vendi.append(vendi)
     found.right = right if found.by else None
     return found
-
-
-def diversity(pictures: Sequence[np.ndarray]) -> tuple[float, float]:
-    """The mean root-mean-square distance between pairs (1 is black against white), and the Vendi score (2210.02410) under a
-    Gaussian kernel of width a quarter: from 1, all alike, to their number. Both on pixels made ``SIDE`` on a side."""
-    if len(pictures) < 2:
-        return math.nan, math.nan
-    x = np.stack([_small(p) for p in pictures]).reshape(len(pictures), -1)
-    gaps = np.sqrt(((x[:, None] - x[None]) ** 2).mean(-1))
-    kernel = np.exp(-((gaps / 0.25) ** 2) / 2) / len(x)
-    values = np.linalg.eigvalsh(kernel)
-    values = values[values > 1e-12]
-    pairs = gaps[np.triu_indices(len(x), 1)]
-    return float(pairs.mean()), float(np.exp(-(values * np.log(values)).sum()))
-
-
-def _small(picture: np.ndarray) -> np.ndarray:
-    from PIL import Image
-
-    return np.asarray(Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.BOX), np.float64) / 255
 
 
 def best_of(scores: np.ndarray, count: int) -> float:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from secondlook.disk.atomic import write_whole
 from secondlook.disk.versions import commit
 from secondlook.engine.store import LOG, Store
 from secondlook.errors import ConfigError
+from secondlook.report.audit import Growth, audit, markdown, plain, together
 
 MEASURES = ("checker", "judge", "score")  # what methods are compared by: the first of these that there is
 SAID = ("score", "judge", "checker", "atoms")
@@ -75,6 +77,16 @@ def curves(
         for name in names:
             tuned.columns[name] = np.stack([found[plan.tuned[b]].columns[name][i] for i, b in enumerate(plan.budgets)])
         found.append(tuned)
+    return found
+
+
+def audits(plan: Plan, runs: Sequence[tuple[Store, int, tuple[int, ...], int]]) -> dict[str, Growth]:
+    """The hack audit of each method at the largest budget, over all seeds; of those whose every run is there."""
+    found = {}
+    for k, method in enumerate(plan.methods):
+        some = [audit(store, None, store.picture) for store, n, at, _ in runs if n == k and len(plan.budgets) - 1 in at]
+        if len(some) == plan.seeds:
+            found[method.text] = together(some)
     return found
 
 
@@ -146,23 +158,27 @@ def _area(c: Curve, base: Curve, boot: Bootstrap, measure: str, budgets: Sequenc
 
 
 def write(
-    plan: Plan, told: Mapping[str, Any], found: Sequence[Curve], out: Path, command: str, about: Mapping[str, Any]
-) -> None:
-    """results.json, results.csv and table.md into ``out``; report.html beside them."""
+    plan: Plan, told: Mapping[str, Any], found: Sequence[Curve], out: Path, command: str, about: Mapping[str, Any],
+    audited: Mapping[str, Growth] = MappingProxyType({}),
+) -> None:  # fmt: skip
+    """results.json, results.csv, table.md and audit.md into ``out``; report.html beside them."""
     from secondlook.bench.page import page
 
     whole = {
         "command": command, "version": secondlook.__version__, "commit": commit(), "unit": plan.unit, "budgets": plan.budgets,
         "seeds": plan.seeds, "prompts": len(plan.prompts), "classes": sorted(set(plan.classes)), **about, **told,
+        "audit": {name: plain(growth) for name, growth in audited.items()},
     }  # fmt: skip
-    write_whole(out / "results.json", (json.dumps(_plain(whole), indent=1) + "\n").encode())
+    write_whole(out / "results.json", (json.dumps(literal(whole), indent=1) + "\n").encode())
     names = list(dict.fromkeys(k for row in told["rows"] for k in row))
     with (out / "results.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(told["rows"])
     write_whole(out / "table.md", (table(told, plan) + "\n").encode())
-    write_whole(out / "report.html", page(plan, told, found, command, whole).encode())
+    parts = [f"`{name}`\n\n{markdown(growth)}\n" for name, growth in audited.items()]
+    write_whole(out / "audit.md", "\n".join(parts).encode())
+    write_whole(out / "report.html", page(plan, told, found, command, whole, audited).encode())
 
 
 def table(told: Mapping[str, Any], plan: Plan) -> str:
@@ -188,12 +204,12 @@ def table(told: Mapping[str, Any], plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _plain(value: Any) -> Any:
+def literal(value: Any) -> Any:
     """JSON has no NaN."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): literal(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [literal(v) for v in value]
     if isinstance(value, float):
         return round(value, 6) if math.isfinite(value) else None
     return value

@@ -21,6 +21,7 @@ ACTS = {
     "sample": "secondlook.cli.sample:sample", "train": "secondlook.train.command:run", "import": "secondlook.cli.data:import_weights",
     "encode": "secondlook.cli.data:encode", "evaluate": "secondlook.cli.data:evaluate", "prompts": "secondlook.cli.data:prompts",
     "list": "secondlook.cli.data:show", "bench": "secondlook.cli.bench:bench", "probe": "secondlook.cli.bench:probe",
+    "audit": "secondlook.cli.bench:audit", "calibrate": "secondlook.cli.bench:calibrate",
 }  # fmt: skip
 COMMANDS = (*ACTS, "pairs")  # which `_reflect` carries out
 SLOW = (
@@ -32,6 +33,7 @@ SLOW = (
     "train",
     "bench",
     "probe",
+    "calibrate",
 )  # to start: a word at once, or a person thinks it hangs
 
 
@@ -93,6 +95,11 @@ def parser() -> Parser:
     _encoding(commands.add_parser("encode", help="a folder of pictures into latents, once, for training"))
     _comparing(commands.add_parser("bench", help="compare plans at equal budgets, on your own prompts and model"))
     _probing(commands.add_parser("probe", help="a few draws, and what they say a search could win"))
+    _calibrating(commands.add_parser("calibrate", help="how early scores can be trusted, and where to halve"))
+    audit = commands.add_parser("audit", help="whether a run's verifier was fooled: what judges say as pictures grow more")
+    audit.add_argument("dir", metavar="DIR")
+    audit.add_argument("--by", metavar="NAME", help="choose by another's numbers in the log (default: the run's verifier)")
+    audit.add_argument("--json", metavar="FILE", help="also write all numbers")
     _evaluating(commands.add_parser("evaluate", help="FID and other scores of sampled pictures"))
     return top
 
@@ -175,6 +182,18 @@ def _probing(p: argparse.ArgumentParser) -> None:
     p.add_argument("prompt", nargs="?", help="what to draw, in quotes")
     p.add_argument("--prompts", metavar="FILE", help="a file as draw takes it, or a set's name")
     p.add_argument("--draws", type=whole, default=8, help="of each prompt (default: 8)")
+    p.add_argument("--out", metavar="DIR", help="keep the run there")
+    p.add_argument("--json", metavar="FILE", help="also write all numbers")
+    p.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    add_settings(p, ("search", "sampling", "guidance", "times", "pipeline"))
+
+
+def _calibrating(p: argparse.ArgumentParser) -> None:
+    p.add_argument("prompt", nargs="?", help="what to draw, in quotes")
+    p.add_argument("--prompts", metavar="FILE", help="a file as draw takes it, or a set's name")
+    p.add_argument("--every", type=whole, default=1, help="take each EVERY-th prompt")
+    p.add_argument("--draws", type=whole, default=12, help="of each prompt (default: 12)")
+    p.add_argument("--keep", type=real, default=0.9, help="the share of final winners that a cut must keep to be recommended (default: 0.9)")
     p.add_argument("--out", metavar="DIR", help="keep the run there")
     p.add_argument("--json", metavar="FILE", help="also write all numbers")
     p.add_argument("--quiet", action="store_true", help="no progress on stderr")

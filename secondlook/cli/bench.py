@@ -23,6 +23,8 @@ from secondlook.cost import UNITS
 from secondlook.disk.atomic import write_whole
 from secondlook.engine.store import Store
 from secondlook.errors import ConfigError, nearest
+from secondlook.report.audit import audit as audit_of
+from secondlook.report.audit import markdown, plain, sentences
 from secondlook.settings import Settings
 from secondlook.worlds.scenes.checker import detect, judge
 from secondlook.worlds.scenes.grammar import parse
@@ -56,6 +58,7 @@ def bench(args: Args) -> int:
     _refuse_other(out, shlex.join(words))
     runs = suite.carry(plan, out, args.workers, max(1, (os.cpu_count() or 1) // args.workers))
     found = suite.curves(plan, runs, _atoms if scenes else None, latency)
+    audited = suite.audits(plan, runs)
     told = suite.results(plan, found, suite.measure_of(found, args.measure))
     suite.write(
         plan,
@@ -64,9 +67,12 @@ def bench(args: Args) -> int:
         out,
         shlex.join(words),
         {"prompt_set": args.prompts, "every": args.every, "latency": args.latency},
+        audited,
     )
     print(suite.table(told, plan))
-    print(f"Written: {out / 'report.html'}, results.json, results.csv, table.md.", file=sys.stderr)
+    for name, growth in audited.items():
+        print(f"\n{name}: " + " ".join(sentences(growth)))
+    print(f"Written: {out / 'report.html'}, results.json, results.csv, table.md, audit.md.", file=sys.stderr)
     return 0
 
 
@@ -93,6 +99,47 @@ def probe(args: Args) -> int:
     print("\n".join(told(found)))
     if args.json:
         write_whole(Path(args.json), (json.dumps(found, indent=1) + "\n").encode())
+    return 0
+
+
+def audit(args: Args) -> int:
+    """`secondlook audit`: whether a run's verifier was fooled."""
+    store = Store.open(Path(args.dir))
+    found = audit_of(store, args.by, store.picture)
+    store.close()
+    print(markdown(found))
+    if args.json:
+        write_whole(Path(args.json), (json.dumps(suite.literal(plain(found)), indent=1) + "\n").encode())
+    return 0
+
+
+def calibrate(args: Args) -> int:
+    """`secondlook calibrate`: how early scores can be trusted, and the halving that follows from it."""
+    from secondlook import api
+    from secondlook.bench.calibrate import read, summary, told
+    from secondlook.cli.progress import Progress
+
+    if (args.prompt is None) == (args.prompts is None):
+        raise ConfigError("Give either one prompt in quotes or --prompts FILE (or a set's name).")
+    if not 4 <= args.draws <= 64 or args.every < 1:
+        raise ConfigError(f"--draws must be from 4 to 64 and --every at least 1; got {args.draws} and {args.every}.")
+    if not 0 < args.keep <= 1:
+        raise ConfigError(f"--keep is a share above 0 and at most 1; got {args.keep:g}.")
+    options = given(args)
+    if "plan" in options:
+        raise ConfigError("`secondlook calibrate` has its own plan; leave --plan out.")
+    s, _, _ = api.asked(options)
+    asked = [args.prompt] if args.prompts is None else read_prompts(Path(args.prompts), s)[:: args.every]
+    with tempfile.TemporaryDirectory(prefix="secondlook-") as folder:
+        out = Path(args.out) if args.out else Path(folder) / "run"
+        progress = None if args.quiet else Progress(len(asked))
+        api.draw(asked, f"calibrate(n={args.draws})", out, progress=progress, **options)
+        store = Store.open(out)
+        found = summary(read(store), args.keep)
+        store.close()
+    print("\n".join(told(found)))
+    if args.json:
+        write_whole(Path(args.json), (json.dumps(suite.literal(found), indent=1) + "\n").encode())
     return 0
 
 

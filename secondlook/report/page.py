@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from secondlook.report.audit import MOST, grown, section
 from secondlook.report.charts import mean_chart
 from secondlook.report.family import SMALL, Cell
 from secondlook.report.pictures import Album
@@ -40,7 +41,7 @@ def page_body(run: Run, album: Album) -> str:
         cell, room = Cell.around(*frame), f' class="large" style="--w:{frame[0]}px;--h:{frame[1]}px"'
     sections = [prompt_section(run, p, album, shown, many, cell) for p in run.prompts]
     overview = _overview(run.prompts, album) if many else ""
-    return f"{_header(run)}<main{room}>{_mean(run)}{overview}{''.join(sections)}</main>{_foot(run, album)}"
+    return f"{_header(run)}<main{room}>{_mean(run)}{_audit(run, album, frame is None)}{overview}{''.join(sections)}</main>{_foot(run, album)}"
 
 
 def title(run: Run) -> str:
@@ -168,6 +169,11 @@ def _mean(run: Run) -> str:
 def _overview(prompts: Sequence[Prompted], album: Album) -> str:
     """All prompts at a glance: unsearched and searched picture, linked to the details."""
     tiles = "".join(_glance(p, album) for p in prompts)
+def _audit(run: Run, album: Album, small: bool) -> str:
+    """Whether the verifier was fooled. Large pictures take long to read, so that fewer are compared."""
+    return section(grown(run.record, len(run.prompts), run.guide or "score", None, album.pixels, MOST if small else 8))
+
+
     switch = '<p class="switch"><button type="button" data-fold="open" hidden>Unfold all details</button></p>'
     return f'<section><h2>All prompts</h2><ol class="overview">{tiles}</ol></section><h2>Details</h2>{switch}'
 

@@ -74,6 +74,11 @@ class Album:
             pair = max(_FEWER[1], int(pair * math.sqrt(_MANY_PROMPTS / prompts)))
         self._big_sizes = thumb, pair
 
+    def pixels(self, name: int | str) -> np.ndarray | None:
+        """uint8 [H, W, 3]; None where the file is missing, damaged or not the one that the log reports."""
+        found = self._open(name)
+        return None if isinstance(found, str) else found[1]
+
     def thumb(self, name: int | str, alt: str) -> str:
         """An <img> fit for the tree, or a box that says why there is none."""
         return self._tag(name, alt, light=True)
