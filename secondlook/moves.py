@@ -5,12 +5,15 @@ A new kind of move is one class here: its parents, the time it begins at, the st
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from secondlook.errors import ConfigError, nearest
+from secondlook.errors import ConfigError, DamagedError, nearest
 from secondlook.noise import Key
 
 if TYPE_CHECKING:
@@ -30,6 +33,16 @@ class Source(Protocol):
 
     def turned(self, x: Tensor, key: Key, radius: float) -> Tensor:
         """Noise x [1, *S] turned by asin(radius) toward the key's noise, its norm kept."""
+        ...
+
+    def mixed(self, x: Tensor, key: Key, angle: float) -> Tensor:
+        """cos(angle) x + sin(angle) w of noise x [1, *S] and the key's noise w."""
+        ...
+
+    def blended(
+        self, parents: Sequence[Tensor], weights: Sequence[float], x: Tensor, share: float, band: int
+    ) -> Tensor:
+        """Fresh noise x [1, *S] with the low band of the parents' noise in it (Blend says how)."""
         ...
 
     def renoised(self, state: State, key: Key, to: float) -> State:
@@ -119,19 +132,80 @@ def _check_parts(move: Move) -> None:
                 raise ConfigError(f"{move.name}: parent must be the number of an earlier outcome; got {value!r}.")
             object.__setattr__(move, part.name, int(value))
         if part.type == "float":
-            if isinstance(value, bool) or not isinstance(value, Real):
-                raise ConfigError(f"{move.name}: {part.name} must be a number; got {value!r}.")
-            object.__setattr__(move, part.name, float(value))
+            object.__setattr__(move, part.name, _number(move, part.name, value))
+        if part.type == "int" and part.name != "parent":
+            object.__setattr__(move, part.name, _number(move, part.name, value, True))
+        if part.type in ("tuple[int, ...]", "tuple[float, ...]"):
+            some = list(value) if isinstance(value, Iterable) else [value]
+            whole = part.type == "tuple[int, ...]"
+            object.__setattr__(move, part.name, tuple(_number(move, part.name, v, whole) for v in some))
+
+
+def _number(move: Move, name: str, value: Any, whole: bool = False) -> float:
+    known = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    if not known:
+        raise ConfigError(f"{move.name}: {name} must be {'a whole number' if whole else 'a number'}; got {value!r}.")
+    return int(value) if whole else float(value)
 
 
 @dataclass(frozen=True)
-class Fresh(Move):
+class NoiseMove(Move):
+    """Base of moves that begin from noise: new, or made of the starting noise of earlier outcomes that began from noise too. They
+    may follow one another in any order and number."""
+
+    @abstractmethod
+    def begun(self, source: Source, parents: Sequence[State]) -> State:
+        """The state that the move names, from its parents' starting states in the order of ``parents``."""
+
+    def check(self, parent: Proposal | None) -> None:
+        if parent is not None and not isinstance(parent.move, NoiseMove):
+            raise ConfigError(f'{self.name} expects an outcome that began from noise; got a "{parent.move.name}".')
+
+    def state(self, source: Source) -> State:
+        """Ancestors first, each once: a loop, since chains may be thousands of moves deep. What no later one needs is let go."""
+        lineage = _lineage(self, source)
+        uses = Counter(n for move in (*lineage.values(), self) for n in move.parents)
+        made: dict[int, State] = {}
+
+        def begun(move: NoiseMove) -> State:
+            state = move.begun(source, [made[n] for n in move.parents])
+            uses.subtract(move.parents)
+            for n in move.parents:
+                if not uses[n]:
+                    del made[n]
+            return state
+
+        for number, move in lineage.items():
+            made[number] = begun(move)
+        return begun(self)
+
+
+def _lineage(move: NoiseMove, source: Source) -> dict[int, NoiseMove]:
+    """The moves of all ancestors by their outcomes' numbers, in rising order: a parent is older than its child."""
+    found: dict[int, NoiseMove] = {}
+    todo = [(move, n) for n in move.parents]
+    while todo:
+        child, number = todo.pop()
+        if number in found:
+            continue
+        proposal = source.proposal(number)
+        child.check(proposal)
+        assert isinstance(proposal.move, NoiseMove)
+        found[number] = proposal.move
+        if any(n >= number for n in proposal.move.parents):
+            raise DamagedError(f"Outcome {number} is its own ancestor in this log; it was changed by other hands.")
+        todo += [(proposal.move, n) for n in proposal.move.parents]
+    return dict(sorted(found.items()))
+
+
+@dataclass(frozen=True)
+class Fresh(NoiseMove):
     """New noise."""
 
     name: ClassVar[str] = "fresh"
     key: Key
 
-    def state(self, source: Source) -> State:
+    def begun(self, source: Source, parents: Sequence[State]) -> State:
         return source.start(self.key)
 
     def describe(self) -> str:
@@ -139,7 +213,7 @@ class Fresh(Move):
 
 
 @dataclass(frozen=True)
-class Near(Move):
+class Near(NoiseMove):
     """The parent's starting noise turned by asin(radius) in a random direction; its norm is kept (the neighbour of
     2501.09732's zero-order search)."""
 
@@ -153,25 +227,78 @@ class Near(Move):
         if not 0 < self.radius <= 1:
             raise ConfigError(f"near: radius is the sine of an angle, above 0 and at most 1; got {self.radius!r}.")
 
-    def check(self, parent: Proposal | None) -> None:
-        if parent is not None and not isinstance(parent.move, (Fresh, Near)):
-            raise ConfigError(f'near expects a pivot that began from noise; got a "{parent.move.name}".')
-
-    def state(self, source: Source) -> State:
-        turns: list[Near] = []
-        move: Move = self
-        while isinstance(move, Near):  # a loop: a climb may be thousands of moves deep
-            turns.append(move)
-            move = source.proposal(move.parent).move
-        state = move.state(source)
-        x = state.x
-        for turn in reversed(turns):
-            x = source.turned(x, turn.key, turn.radius)
+    def begun(self, source: Source, parents: Sequence[State]) -> State:
+        [pivot] = parents
         # The pivot's key stays: a neighbour of an SDE's row differs from it in the start, not in the steps' noise.
-        return replace(state, x=x)
+        return replace(pivot, x=source.turned(pivot.x, self.key, self.radius))
 
     def describe(self) -> str:
         return f"near {self.parent}, radius {self.radius:.3g}"
+
+
+@dataclass(frozen=True)
+class Turn(NoiseMove):
+    """The parent's starting noise x becomes cos(angle) x + sin(angle) w, w the key's noise: a point of the ellipse through both
+    (elliptical slice sampling, 1001.0175), and a step of preconditioned Crank-Nicolson (1202.0709). It keeps the Gaussian law
+    exactly, so norms vary as they do among fresh noises; ``Near`` keeps the norm. angle: in radians."""
+
+    name: ClassVar[str] = "turn"
+    parent: int
+    key: Key
+    angle: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not math.isfinite(self.angle):
+            raise ConfigError(f"turn: angle must be a finite number of radians; got {self.angle!r}.")
+
+    def begun(self, source: Source, parents: Sequence[State]) -> State:
+        [pivot] = parents
+        return replace(pivot, x=source.mixed(pivot.x, self.key, self.angle))  # under the pivot's key, as a neighbour
+
+    def describe(self) -> str:
+        return f"{self.parent} turned by {self.angle:.3g}"
+
+
+@dataclass(frozen=True)
+class Blend(NoiseMove):
+    """Fresh noise whose low band is sqrt(1 - share^2) times the parents' mean low band plus ``share`` times its own.
+
+    of: the parents, each once. weights: of their low bands in the mean, above 0; none: equal. band: cells of band x band pixels are
+    averaged (the orthonormal Haar transform's approximation where band is a power of 2); shapes without two axes in space that it
+    divides are blended whole. The mean is scaled to its parents' norms: with independent parents that gives each number the
+    variance 1, and with parents that have ancestors in common the norm does not grow from generation to generation.
+    """
+
+    name: ClassVar[str] = "blend"
+    of: tuple[int, ...]
+    key: Key
+    share: float
+    band: int
+    weights: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.of or len(set(self.of)) < len(self.of):
+            raise ConfigError(f"blend: of must name one or more earlier outcomes, each once; got {self.of!r}.")
+        if self.weights and (len(self.weights) != len(self.of) or not all(0 < w < math.inf for w in self.weights)):
+            raise ConfigError(f"blend: weights must be numbers above 0, one for each parent; got {self.weights!r}.")
+        if not 0 <= self.share <= 1:
+            raise ConfigError(f"blend: share must be from 0 to 1; got {self.share!r}.")
+        if self.band < 1:
+            raise ConfigError(f"blend: band must be a number of pixels, at least 1; got {self.band!r}.")
+
+    @property
+    def parents(self) -> tuple[int, ...]:
+        return self.of
+
+    def begun(self, source: Source, parents: Sequence[State]) -> State:
+        own = source.start(self.key)
+        weights = self.weights or (1.0,) * len(parents)
+        return replace(own, x=source.blended([p.x for p in parents], weights, own.x, self.share, self.band))
+
+    def describe(self) -> str:
+        return f"blend of {', '.join(map(str, self.of))}, {self.share:.3g} fresh"
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,20 @@ class Row(NamedTuple):
 PLANS = {
     "random": Row("secondlook.plans.random:random", "best of n fresh noises (2501.09732)"),
     "zero_order": Row("secondlook.plans.zero_order:zero_order", "local search around a pivot noise (2501.09732)"),
+    "eps_greedy": Row(
+        "secondlook.plans.zero_order:eps_greedy", "local search of which some neighbours are fresh noise (2506.03164)"
+    ),
+    "trust_region": Row(
+        "secondlook.plans.trust_region:trust_region",
+        "local search around the best few noises, each as wide as it wins (TRS 2603.14504)",
+    ),
+    "low_band": Row(
+        "secondlook.plans.low_band:low_band", "cross-entropy over the noise's low frequencies (SES 2602.03208)"
+    ),
+    "mcmc": Row(
+        "secondlook.plans.mcmc:mcmc",
+        "Markov chains on the noise: slice sampling or Crank-Nicolson (1001.0175, ESS-Flow 2510.05849)",
+    ),
     "paths": Row(
         "secondlook.plans.paths:paths", "search over paths: re-noise half-made pictures and keep the best (2501.09732)"
     ),

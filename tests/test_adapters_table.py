@@ -34,7 +34,8 @@ FAMILIES = tuple(tiny.PIPELINES)
 SEARCHES = {"random(n=2)": None, "zero_order(neighbours=1)": 12,  # with budgets in nfe
             "paths(n=2, width=1, rounds=1, start=0.4, back=0.2, ahead=0.3)": 16, "draft(n=2, keep=1, steps=2)": 12,
             "reflect(n=3, answer='redraw')": 12, "halving(n=2, looks=1)": 12, "children(m=2, splits=2)": 12, "particles(n=2, looks=2)": 12,
-            "tournament(n=3)": 12, "calibrate(n=2)": 8}  # fmt: skip
+            "tournament(n=3)": 12, "calibrate(n=2)": 8, "eps_greedy(neighbours=2)": 12, "trust_region(n=2, regions=1, each=1)": 12,
+            "low_band(n=2, elites=2)": 16, "mcmc(chains=1)": 12}  # fmt: skip
 SEARCHES |= {f"{name}()": 100 for name in PLANS if not any(plan.startswith(f"{name}(") for plan in SEARCHES)}
 KINDS = ("ODE", "SDE")
 DONE = ("draw", "replay", "resume")

@@ -53,7 +53,7 @@ def test_a_budget_that_buys_nothing_leaves_the_unsearched_picture(tmp_path: Path
 def test_the_configuration_is_resolved(tmp_path: Path) -> None:
     secondlook.draw("a circle", "zero_order()", tmp_path / "run", steps=2, nfe=4)
     config = Store.open(tmp_path / "run").config
-    assert config["plan"] == "zero_order(neighbours=4, radius=0.7, patience=1)"
+    assert config["plan"] == "zero_order(neighbours=4, radius=0.7, patience=1, explore=0.0)"
     assert set(config["weights"]) == {"model", "verifier", "judge"}
     assert config["oracle"] is False
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -29,6 +30,31 @@ def rotate(noise: Tensor, direction: Tensor, radius: float) -> Tensor:
     return (norm * ((1 - radius**2) ** 0.5 * u + radius * w)).float().view_as(noise)
 
 
+def mix(noise: Tensor, fresh: Tensor, angle: float) -> Tensor:
+    """cos(angle) ``noise`` + sin(angle) ``fresh``, both [*S], in float64: standard normal where both are."""
+    return (math.cos(angle) * noise.double() + math.sin(angle) * fresh.double()).float()
+
+
+def low_band(x: Tensor, band: int) -> Tensor:
+    """x [*S] with each cell of band x band pixels replaced by its mean: the projection on the Haar transform's approximation at
+    level log2(band). Where the shape has no two axes in space, or the band does not divide them: x itself."""
+    if x.dim() < 3 or x.shape[-1] % band or x.shape[-2] % band:
+        return x
+    cells = x.reshape(*x.shape[:-2], x.shape[-2] // band, band, x.shape[-1] // band, band)
+    return cells.mean((-3, -1), keepdim=True).expand_as(cells).reshape(x.shape)
+
+
+def blend(parents: Sequence[Tensor], weights: Sequence[float], fresh: Tensor, share: float, band: int) -> Tensor:
+    """``fresh`` [*S] whose low band is sqrt(1 - share^2) m + share times its own, in float64; m is the parents' weighted mean low band at
+    the norm that it has for independent parents: the root mean square of theirs, weighted by the weights' squares."""
+    own, lows = low_band(fresh.double(), band), [low_band(p.double(), band) for p in parents]
+    total = torch.stack([w * low for w, low in zip(weights, lows, strict=True)]).sum(0)
+    squares = sum(w * w * float(low.square().sum()) for w, low in zip(weights, lows, strict=True))
+    norm = (squares / sum(w * w for w in weights)) ** 0.5
+    mean = total * (norm / total.norm().clamp_min(1e-300))
+    return (fresh.double() - own + (1 - share**2) ** 0.5 * mean + share * own).float()
+
+
 class Derivation(Source):
     """Moves' states on a rig. proposal_of, state_of: look an earlier outcome up by its number."""
 
@@ -41,6 +67,15 @@ class Derivation(Source):
 
     def turned(self, x: Tensor, key: Key, radius: float) -> Tensor:
         return rotate(x[0], normal([key], self.rig.shape)[0], radius)[None]
+
+    def mixed(self, x: Tensor, key: Key, angle: float) -> Tensor:
+        fresh = normal([key], self.rig.shape)
+        return mix(x, fresh if self.rig.scale == 1.0 else fresh * self.rig.scale, angle)
+
+    def blended(
+        self, parents: Sequence[Tensor], weights: Sequence[float], x: Tensor, share: float, band: int
+    ) -> Tensor:
+        return blend([p[0] for p in parents], weights, x[0], share, band)[None]
 
     def renoised(self, state: State, key: Key, to: float) -> State:
         noise = normal([key.child("rewind")], self.rig.shape)

@@ -143,8 +143,9 @@ class TaskRun:
         return looked and parent.condition == proposal.condition
 
     def _check(self, proposal: Proposal, begin: float) -> None:
-        parents = proposal.move.parents
-        proposal.move.check(self.proposal(parents[0]) if parents else None)
+        parents: list[Proposal | None] = [self.proposal(n) for n in proposal.move.parents]
+        for parent in parents or [None]:
+            proposal.move.check(parent)
         if begin > max(proposal.stop, self.rig.begin) + EPS:  # schedules that begin late are no plan's fault
             raise ConfigError(f"A proposal begins at time {begin:g} and would stop before it, at {proposal.stop:g}; time grows while a "
                               "sample is made. Rewind first.")  # fmt: skip

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from secondlook.errors import ConfigError
-from secondlook.moves import Clone, Fresh, Near, Resume, Rewind, Same
+from secondlook.moves import Blend, Clone, Fresh, Near, NoiseMove, Resume, Rewind, Same, Turn
 from secondlook.types import Outcome, Proposal, Task
+
+if TYPE_CHECKING:
+    from secondlook.noise import Key
 
 
 def fresh(task: Task, count: int, **how: Any) -> list[Proposal]:
@@ -18,9 +20,19 @@ def fresh(task: Task, count: int, **how: Any) -> list[Proposal]:
 
 def near(task: Task, pivot: Outcome, count: int, radius: float, **how: Any) -> list[Proposal]:
     """``count`` rows whose noise is the pivot's turned by asin(radius) in random directions; its norm is kept."""
-    if not isinstance(pivot.proposal.move, (Fresh, Near)):
-        raise ConfigError(f'near expects a pivot that began from noise; got a "{pivot.proposal.move.name}".')
-    return [_proposal(task, Near(pivot.id, task.next_key(), radius), how) for _ in range(count)]
+    return [_from_noise(task, [pivot], Near(pivot.id, task.next_key(), radius), how) for _ in range(count)]
+
+
+def turn(task: Task, pivot: Outcome, key: Key, angle: float, **how: Any) -> Proposal:
+    """A row whose noise is cos(angle) times the pivot's plus sin(angle) times the key's (``task.next_key()``): other angles with the
+    same key are other points of one ellipse. The Gaussian law is kept."""
+    return _from_noise(task, [pivot], Turn(pivot.id, key, angle), how)
+
+
+def blend(task: Task, parents: Sequence[Outcome], count: int, share: float, band: int, **how: Any) -> list[Proposal]:
+    """``count`` rows of fresh noise with the parents' mean low band in it, but for ``share`` of it (moves.Blend)."""
+    names = tuple(p.id for p in parents)
+    return [_from_noise(task, parents, Blend(names, task.next_key(), share, band), how) for _ in range(count)]
 
 
 def rewind(task: Task, parent: Outcome, count: int, to: float, **how: Any) -> list[Proposal]:
@@ -41,6 +53,13 @@ def clone(task: Task, parent: Outcome, count: int, **how: Any) -> list[Proposal]
 def compare(task: Task, one: Outcome, other: Outcome) -> Proposal:
     """Which of two pictures that are there is better: the comparer is shown ``one`` first. One comparison, and nothing else."""
     return _proposal(task, Same(one.id), {"ask": "compare", "against": other.id})
+
+
+def _from_noise(task: Task, parents: Sequence[Outcome], move: NoiseMove, how: dict[str, Any]) -> Proposal:
+    """ConfigError where a parent did not begin from noise."""
+    for parent in parents:
+        move.check(parent.proposal)
+    return _proposal(task, move, how)
 
 
 def _proposal(task: Task, move: Any, how: dict[str, Any]) -> Proposal:

@@ -27,6 +27,8 @@ _WORDS = {
     "unsearched": "the picture of the prompt's first noise: what one gets without a search",
     "network evaluations": "passes of the network; guidance makes two of each solver evaluation (NFE)",
     "near": "a neighbour: the parent's starting noise turned a little",
+    "turned by": "the parent's starting noise mixed with new noise, by an angle; less than a right angle keeps some of it",
+    "blend of": "new noise that has the coarse parts of several earlier ones in it",
     "back to t": "the parent's half-made picture, re-noised to an earlier time (0 is noise, 1 a picture) and run on",
 }
 
