@@ -64,6 +64,10 @@ PLANS = {
     "depth_first": Row("secondlook.plans.depth_first:depth_first", "one path that goes back in time where it looks bad (DFS 2505.23614)"),
     "beam": Row("secondlook.plans.beam:beam", "beam search over half-made pictures (2503.02039 with constant widths)"),
     "tree": Row("secondlook.plans.tree:tree", "Monte Carlo tree search by finished pictures' scores (DTS, 2506.20701)"),
+    "self_supervised": Row(
+        "secondlook.plans.self_supervised:self_supervised",
+        "best of n by how like each picture is to its own early estimate; reads no prompt (2501.09732)",
+    ),
     "reflect": Row(
         "secondlook.plans.reflect:reflect",
         "hear what is wrong, show the model its tries, draw again until nothing is (Reflect-DiT 2503.12271)",
@@ -92,6 +96,8 @@ VERIFIERS = {
     "judge": Row("secondlook.verify.builtin:judge",
                  "the shipped held-out judge: a network of another kind, taught with other pictures, never used for selection"),
     "oracle": Row("secondlook.verify.builtin:oracle", "the world's exact checker; as a guide it gives an upper bound, and is labelled so"),
+    "oracle_is": Row("secondlook.verify.by_features:oracle_is",
+                     "digits, glyphs: the class's probability under the network that measures sets; an upper bound, and labelled so"),
     "brightness": Row("secondlook.verify.measures:Brightness", "mean luma, 0 to 1; knows nothing of the prompt: for trying things out"),
     "sharpness": Row("secondlook.verify.measures:Sharpness", "spread of the luma's Laplacian; knows nothing of the prompt: for trying things out"),
     "compressibility": Row("secondlook.verify.measures:Compressibility",
@@ -115,6 +121,7 @@ CRITICS = {  # of the world scenes
     "oracle": Row("secondlook.critics.scenes:oracle", "scenes: what the exact checker sees, put into words; an upper bound, and labelled so"),
 }  # fmt: skip
 COMPARERS = {
+    "similarity": Row("secondlook.verify.by_features:similarity", "how alike two pictures are, by features (digits, glyphs) or pixels: (1 + cosine) / 2"),
     "learned": Row("secondlook.verify.compare:learned", "scenes: the shipped verifier's logits, by their difference"),
     "by_score": Row("secondlook.verify.compare:by_score", "the scores of any verifier, by their difference: by_score(verifier='sharpness', scale=1.0)"),
 }

@@ -135,7 +135,9 @@ class Settings:
         return {name: v for name in OPTIONS if (v := getattr(self, name)) is not None}
 
     def filled(self, usual: Mapping[str, Any]) -> Settings:
-        """The same with what was left open taken from ``usual``."""
+        """The same with what was left open taken from ``usual``, and with the comparer that its plan cannot do without."""
+        if "similarity" in needs_of(self.plan):
+            usual = {**usual, "comparer": "similarity"}
         return replace(self, **{k: v for k, v in usual.items() if getattr(self, k) in (None, {})})
 
     def resolved(self) -> Settings:
@@ -303,8 +305,8 @@ def make_plan(text: str) -> Any:
 
 
 def needs_of(text: str) -> tuple[str, ...]:
-    """What a plan says it needs beside a generator: some of "critic", "comparer" and "context" (a model that reads its earlier tries). Its
-    attribute ``needs`` tells: words, or a function of its options."""
+    """What a plan says it needs beside a generator: some of "critic", "comparer", "similarity" (the comparer
+    of that name) and "context" (a model that reads its earlier tries). Its attribute ``needs`` tells: words, or a function of its options."""
     call = parse_call(text, "plan")
     target = resolve("plan", call.name)
     needs = getattr(target, "needs", ())

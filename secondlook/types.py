@@ -260,7 +260,7 @@ class Critic(Protocol):
 
 
 class Comparer(Protocol):
-    """Pairs: which of two samples serves the condition better."""
+    """Pairs: which of two samples serves the condition better; one with ``symmetric = True`` says how alike they are."""
 
     name: str
 

@@ -19,8 +19,8 @@ from secondlook.flow.discrete import with_path
 from secondlook.models.official import load_sit
 from secondlook.models.sit import SiT
 from secondlook.settings import Settings
-from secondlook.types import Condition, Verifier
-from secondlook.verify import classify
+from secondlook.types import Comparer, Condition, Verifier
+from secondlook.verify import by_features, classify
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,12 @@ class Classes(Own):
 
     def verifiers(self) -> Mapping[str, Callable[[], Verifier]]:
         return {"learned": partial(_probability, classify.verifier, self.name, self.channels),
-                "judge": partial(_probability, classify.judge, self.name, self.channels)}  # fmt: skip
+                "judge": partial(_probability, classify.judge, self.name, self.channels),
+                "oracle_is": partial(by_features.oracle_is, self.name)}  # fmt: skip
+
+    def comparer(self, name: str) -> Comparer | None:
+        """The backend's own comparer of that name; None where the name is not one."""
+        return by_features.similarity(self.name) if name == "similarity" and self.verifiers() else None
 
 
 def _probability(load: Callable[[str], Verifier], world: str, channels: int) -> Probability:

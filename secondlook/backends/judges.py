@@ -41,7 +41,9 @@ class Judges:
                     f'This run has the Python object "{text[7:]}" as its {role}; give it again: {role}=..., to go on.'
                 )
             elif text is not None:
-                own = backend.verifier(text) if role == "verifier" else None
+                # A backend may have comparers of its own, as it has verifiers; one that has none need not say so.
+                offers = getattr(backend, role, None) if role in ("verifier", "comparer") else None
+                own = offers(text) if offers else None
                 if role in ("critic", "comparer"):
                     refuse_elsewhere(role, text, backend)
                 found[role] = own or make_named(KINDS.get(role, role), text)
@@ -50,8 +52,9 @@ class Judges:
 
     @property
     def told_by_oracle(self) -> bool:
-        """Whether the critic says what the exact checker sees, as one that ships or an attribute ``oracle`` tells."""
-        return bool(getattr(self.critic, "oracle", False))
+        """Whether the critic says what the exact checker sees, or the verifier or selector reads what the result is measured with:
+        those that ship and do, and what has an attribute ``oracle``."""
+        return any(getattr(judge, "oracle", False) for judge in (self.critic, self.verifier, self.select))
 
     def digests(self, objects: Iterable[str] = ()) -> dict[str, str]:
         """What tells judges apart that have one name: the code of those from elsewhere, and what those of the roles in
@@ -64,7 +67,7 @@ class Judges:
                 found[f"{role}'s code"] = code
             # Weights beside the backend's own: of critics, comparers, and its other verifiers.
             apart = _ships(thing) and (
-                role in ("critic", "comparer") or getattr(thing, "name", None) in ("detector", "weak")
+                role in ("critic", "comparer") or getattr(thing, "name", None) in ("detector", "weak", "oracle_is")
             )
             if role in objects or apart:
                 found[f"{role}'s settings"] = settings_of(thing)

@@ -80,9 +80,9 @@ def _finish(out: Path, found: list[Result], progress: Progress | None) -> int:
 
 
 def _scores_were_asked(out: Path) -> bool:
-    """Whether the verifier was to judge; a plan may listen to a critic alone."""
+    """Whether the verifier was to judge what is handed over; a plan may listen to a critic or a comparer alone."""
     record = Record.read(Store.open(out))
-    return any("score" in o.proposal.asks for o in record.outcomes.values())
+    return any("score" in o.proposal.asks and o.finished for o in record.outcomes.values())
 
 
 class interruptible:

@@ -73,7 +73,8 @@ def on_grid(task: Task, time: float) -> float:
 
 
 def best(outcomes: Iterable[Outcome]) -> Outcome:
-    """The highest score; the earliest of equals; what has none only where there is nothing else."""
+    """The highest score; where none was asked for, the highest preference (a comparer's share); the earliest of equals; what has
+    neither only where there is nothing else."""
     return top(list(outcomes), 1)[0]
 
 
@@ -82,7 +83,8 @@ def top(outcomes: Sequence[Outcome], count: int) -> list[Outcome]:
     return sorted(outcomes, key=_rank)[:count]
 
 
-def _rank(outcome: Outcome) -> tuple[bool, float, int]:
-    score = outcome.score
-    unknown = score is None or math.isnan(score)
-    return unknown, 0.0 if score is None or unknown else -score, outcome.id
+def _rank(outcome: Outcome) -> tuple[int, float, int]:
+    known = outcome.preference if outcome.score is None else outcome.score
+    if known is None or math.isnan(known):
+        return 2, 0.0, outcome.id
+    return int(outcome.score is None), -known, outcome.id

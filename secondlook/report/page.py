@@ -84,7 +84,8 @@ def _header(run: Run) -> str:
     ]
     rows = "".join(f"<div><dt>{k}</dt><dd>{esc(v)}</dd></div>" for k, v in facts if v not in (None, ""))
     oracle = (
-        '<p class="label oracle"><b>oracle: upper bound</b> The exact checker guided this search, so its result is '
+        '<p class="label oracle"><b>oracle: upper bound</b> The exact checker, or the network that '
+        "sets of pictures are measured with, guided this search, so its result is "
         "what a perfect verifier would reach.</p>"
         if run.oracle
         else ""

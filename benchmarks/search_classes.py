@@ -1,0 +1,236 @@
+"""The figures of 2501.09732 in small, on Digits: python benchmarks/search_classes.py --out runs/search-classes
+
+A small network is trained first (under three minutes), because the shipped one has an Inception score of 9.99 of 10 and leaves a search
+nothing to win. Then, at equal numbers of pictures: Frechet distance, Inception score, precision and recall against evaluations for random
+search, zero-order search and paths under each verifier. Candidates of random search are drawn once, with all verifiers' words on each
+(nested best of n); the other plans are runs of the engine. Every finished cell is a file in the folder, so the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.flop_counter import FlopCounterMode
+
+from secondlook.bench import classes
+from secondlook.bench.classes import Measure, Pool
+from secondlook.disk.versions import commit
+from secondlook.models.checkpoint import shipped
+from secondlook.models.threads import threads
+
+SMALL = "sit(width=48, depth=2, heads=2, patch=2)"
+PATHS = "paths(n=2, width={width}, start=0.25, back=0.125, ahead=0.25, rounds=2)"
+
+
+@dataclass(frozen=True)
+class Size:
+    """each: pictures a class. pool: steps and candidates a picture of each pool. plans: evaluations a picture of the engine's plans.
+    training: steps of the small network's. lone: steps without search. sets: disjoint sets that a mean is taken over."""
+
+    each: int
+    pool: tuple[tuple[int, int], ...]
+    plans: int
+    neighbours: tuple[int, ...]
+    training: int
+    lone: tuple[int, ...]
+    sets: int
+
+    @property
+    def labels(self) -> list[int]:
+        return [k for k in range(10) for _ in range(self.each)]
+
+
+FULL = Size(20, ((4, 64), (8, 64), (16, 64), (32, 32)), 256, (2, 4, 8), 800, (2, 4, 8, 16, 32, 64, 128), 8)
+QUICK = Size(5, ((4, 8), (8, 16)), 64, (4,), 100, (4, 16), 2)
+BUDGETS = (16, 32, 64, 128, 256)
+
+
+def train_small(folder: Path, steps: int) -> str:
+    """The small network's weights, trained as the preset of Digits has it; a training that was stopped goes on."""
+    asked = ["train", "digits", "--model", SMALL, "--steps", str(steps), "--seed", "0", "--out", str(folder)]
+    subprocess.run([sys.executable, "-m", "secondlook", *asked], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return str(folder / "weights.safetensors")
+
+
+def flops(model: str) -> float:
+    """Of one network pass of one row."""
+    rig = classes.rig_of(model, 1.0, 1)
+    keys = [classes.key_of(0, t, 0) for t in range(rig.rows)]
+    with FlopCounterMode(display=False) as counted:
+        classes.drawn(rig, classes.fresh(rig, keys), keys, [0] * rig.rows)
+    return counted.get_total_flops() / rig.rows
+
+
+class Cells:
+    """Finished parts, one file each."""
+
+    def __init__(self, folder: Path, about: dict[str, Any]):
+        self.folder, self.about = folder, about
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, name: str, make: Callable[[], Any]) -> Any:
+        file = self.folder / f"{name}.json"
+        if file.exists() and (had := json.loads(file.read_text()))["about"] == self.about:
+            return had["found"]
+        wall, cpu = time.time(), time.process_time()
+        found = make()
+        part = file.with_suffix(".part")
+        part.write_text(json.dumps({"about": self.about, "found": found}))
+        part.replace(file)
+        print(f"{name}: {time.time() - wall:.0f} s, {time.process_time() - cpu:.0f} s of the processor", flush=True)
+        return found
+
+
+class Parts:
+    """What is measured, by name; each finished part is a cell."""
+
+    def __init__(self, out: Path, size: Size, seed: int):
+        self.out, self.size, self.seed, self.measure = out, size, seed, Measure()
+        self.cell = Cells(out / "cells", {"size": json.loads(json.dumps(asdict(size))), "seed": seed})
+        self.large = str(shipped("digits-base.safetensors"))
+        self.small = self.cell("small", lambda: train_small(out / "small", size.training))
+
+    def pool(self, model: str, guidance: float, steps: int, count: int) -> Pool:
+        return Pool.draw(self.measure, model, guidance, steps, self.size.labels, count, self.seed)
+
+    def alone(self, name: str, model: str, guidance: float, steps: int, sets: int) -> dict[str, Any]:
+        """No search: disjoint sets of plain samples."""
+
+        def make() -> dict[str, Any]:
+            pool = self.pool(model, guidance, steps, sets)
+            at = [np.full(len(self.size.labels), j) for j in range(sets)]
+            return {"steps": steps, "guidance": guidance, **classes.over([pool.scores(self.measure, a) for a in at])}
+
+        return dict(self.cell(f"steps-{name}-{steps}", make))
+
+    def random(self, name: str, model: str, guidance: float, steps: int, count: int) -> dict[str, Any]:
+        """Best of n under every verifier."""
+
+        def make() -> dict[str, Any]:
+            pool = self.pool(model, guidance, steps, count)
+            more = classes.influence_against_exact(self.measure, pool) if name == "small-8" else None
+            return {"guidance": guidance, "steps": steps, "rows": classes.random_search(self.measure, pool, steps, self.size.sets),
+                    "agreement": classes.agreement(pool), "greedy": more}  # fmt: skip
+
+        return {"name": name, **self.cell(f"random-{name}", make)}
+
+    def plan(
+        self, name: str, plan: str, verifier: str, guidance: float, nfe: int, budgets: Sequence[int]
+    ) -> list[dict[str, Any]]:
+        """A run of the engine with 8 steps a picture."""
+        folder = self.out / "runs" / name
+        rows = self.cell(name, lambda: classes.engine(self.measure, folder, self.small, plan, verifier, guidance, 8, self.size.labels,
+                                                      nfe, self.seed, budgets))  # fmt: skip
+        return [{"guidance": guidance, **r} for r in rows]
+
+    def by_sets(self, neighbours: int, guidance: float) -> list[dict[str, Any]]:
+        """Zero-order search by the oracle of FID."""
+        rows = self.cell(f"zero-{neighbours}-fid-{guidance}", lambda: classes.zero_order_fid(
+            self.measure, self.small, guidance, 8, self.size.labels, self.size.plans, self.seed, neighbours))  # fmt: skip
+        return [{"guidance": guidance, **r} for r in rows]
+
+
+def carry(out: Path, size: Size, seed: int) -> dict[str, Any]:
+    p = Parts(out, size, seed)
+    found: dict[str, Any] = {"noise": p.cell("noise", lambda: classes.noise(p.measure, len(size.labels), size.sets)),
+                             "flops": p.cell("flops", lambda: {"small": flops(p.small), "shipped": flops(p.large)})}  # fmt: skip
+    found["steps"] = [p.alone("small", p.small, 1.0, k, 4 if k < 64 else 2) for k in size.lone]
+    found["steps guided"] = [p.alone("guided", p.small, 1.5, k, 2) for k in size.lone if k <= 32]
+    found["steps shipped"] = [p.alone("shipped", p.large, 1.0, k, 2) for k in size.lone if k <= 32]
+    found["random"] = [p.random(f"small-{k}", p.small, 1.0, k, c) for k, c in size.pool]
+    found["random"] += [
+        p.random("guided-8", p.small, 1.5, 8, size.pool[1][1]),
+        p.random("shipped-8", p.large, 1.0, 8, 8),
+    ]
+    plans: list[Any] = []
+    budgets = [b for b in BUDGETS if b <= size.plans]
+    for guidance, widths in ((1.0, size.neighbours), (1.5, (4,))):
+        for m in widths:
+            for verifier in ("oracle_is", "learned", "judge"):
+                plans += p.plan(
+                    f"zero-{m}-{verifier}-{guidance}",
+                    f"zero_order(neighbours={m})",
+                    verifier,
+                    guidance,
+                    size.plans,
+                    budgets,
+                )
+            plans += p.by_sets(m, guidance)
+    for width, nfe in ((2, 64), (8, 256)):
+        for verifier in ("oracle_is", "learned", "judge") if nfe <= size.plans else ():
+            plans += p.plan(f"paths-{width}-{verifier}", PATHS.format(width=width), verifier, 1.0, nfe, (nfe,))
+    return {**found, "plans": plans}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/search-classes"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--quick", action="store_true", help="less than a minute of a processor: too small to tell anything"
+    )
+    args = parser.parse_args()
+    start = time.process_time()
+    with threads(1):
+        found = carry(args.out, QUICK if args.quick else FULL, args.seed)
+    command = f"python benchmarks/search_classes.py{' --quick' if args.quick else ''} --seed {args.seed}"
+    told = {
+        "command": command,
+        "commit": commit(),
+        "seed": args.seed,
+        "processor seconds of this call": time.process_time() - start,
+        **found,
+    }
+    (args.out / "results.json").write_text(json.dumps(told, indent=1) + "\n")
+    (args.out / "tables.md").write_text(tables(told))
+
+
+# ---- what is written ---------------------------------------------------------------------------------------------------------
+
+
+def tables(told: dict[str, Any]) -> str:
+    """All rows in Markdown."""
+    parts = [f"Real test pictures, {told['noise']['sets']} sets: " + cells_of(told["noise"])]
+    for title, key in (
+        ("small, no search", "steps"),
+        ("small, guidance 1.5, no search", "steps guided"),
+        ("shipped, no search", "steps shipped"),
+    ):
+        rows = "\n".join(f"| {r['steps']} | {cells_of(r)} |" for r in told[key])
+        parts.append(f"{title}\n\n| steps | {HEAD} |\n|{'---|' * 7}\n{rows}")
+    for pool in told["random"]:
+        rows = "\n".join(f"| {r['verifier']} | {r['n']} | {r['nfe']} | {cells_of(r)} |" for r in pool["rows"])
+        parts.append(f"{pool['name']}: random, {pool['steps']} steps, guidance {pool['guidance']:g}; agreement {pool['agreement']}; "
+                     f"greedy {pool['greedy']}\n\n| verifier | n | NFE | {HEAD} |\n|{'---|' * 9}\n{rows}")  # fmt: skip
+    rows = "\n".join(
+        f"| {r['plan']} | {r['verifier']} | {r['guidance']:g} | {r['nfe']:.0f} | {cells_of(r)} |" for r in told["plans"]
+    )
+    parts.append(f"plans, 8 steps\n\n| plan | verifier | guidance | NFE | {HEAD} |\n|{'---|' * 10}\n{rows}")
+    return "\n\n".join([*parts, f"FLOPs of a pass: {told['flops']}"]) + "\n"
+
+
+HEAD = "FID | IS | precision | recall | p classifier 1 | p classifier 2"
+
+
+def cells_of(row: dict[str, Any]) -> str:
+    def one(name: str, digits: int) -> str:
+        sd = row["sd"].get(name)
+        return "" if name not in row else f"{row[name]:.{digits}f}" + ("" if sd is None else f" ± {sd:.{digits}f}")
+
+    return " | ".join(
+        [one("fid", 1), one("is", 2), one("precision", 2), one("recall", 2), one("p learned", 2), one("p judge", 2)]
+    )
+
+
+if __name__ == "__main__":
+    main()
