@@ -90,7 +90,7 @@ def budget_of(s: Settings, rig: Rig, tasks: Sequence[Task]) -> Budget:
     budget.refuse_less_than(sample)
     if budget.endless and not s.total and parse_call(s.plan).name != "random":
         budget = Budget(nfe=DEFAULT_SAMPLES * sample.nfe)
-    budget.refuse_less_than(first_picture(make_plan(s.plan), tasks[0], rig), f"The first picture of {s.plan}")
+    budget.refuse_less_than(first_picture(make_plan(s.plan), tasks[0], rig, budget), f"The first picture of {s.plan}")
     return budget
 
 

@@ -36,6 +36,9 @@ SEARCHES = {"random(n=2)": None, "zero_order(neighbours=1)": 12,  # with budgets
             "reflect(n=3, answer='redraw')": 12, "halving(n=2, looks=1)": 12, "children(m=2, splits=2)": 12, "particles(n=2, looks=2)": 12,
             "tournament(n=3)": 12, "calibrate(n=2)": 8, "eps_greedy(neighbours=2)": 12, "trust_region(n=2, regions=1, each=1)": 12,
             "low_band(n=2, elites=2)": 16, "mcmc(chains=1)": 12}  # fmt: skip
+SEARCHES |= {"fk(n=2, looks=1)": 12, "fk_released(n=2, looks=1)": 12, "das(n=2)": 12, "bfs(n=2, looks=1)": 12, "funnel(n=2, looks=1)": 12,
+             "svdd(m=2)": 12, "code(m=2, blocks=2)": 12, "rollover(noises=2, evaluations=12)": 12, "threshold(tries=2)": 12,
+             "depth_first(tries=2, looks=1)": 12, "beam(width=1, branching=2, looks=1)": 12, "tree(levels=1)": 12}  # fmt: skip
 SEARCHES |= {f"{name}()": 100 for name in PLANS if not any(plan.startswith(f"{name}(") for plan in SEARCHES)}
 KINDS = ("ODE", "SDE")
 DONE = ("draw", "replay", "resume")

@@ -35,10 +35,16 @@ class Silence:
         pass
 
 
-def first_picture(plan: PlanMaker, task: Task, rig: Rig) -> Cost:
+def first_picture(plan: PlanMaker, task: Task, rig: Rig, budget: Budget | None = None) -> Cost:
     """The price of everything up to the plan's first finished picture, were all answers alike. The plan is tried on a copy of
-    its real task."""
-    run = Trial(replace(task, draws=0), plan, rig, Silence(), Ledger(Budget()), task.index + 1, Record())  # type: ignore[arg-type]
+    its real task, and told of its ``budget``; where that has no room for a picture, the price is that of the plan without any."""
+    price, finished = _tried(plan, task, rig, budget or Budget())
+    return price if finished or budget is None else _tried(plan, task, rig, Budget())[0]
+
+
+def _tried(plan: PlanMaker, task: Task, rig: Rig, budget: Budget) -> tuple[Cost, bool]:
+    """What was spent up to the first finished picture, and whether there is one within the budget."""
+    run = Trial(replace(task, draws=0), plan, rig, Silence(), Ledger(budget), task.index + 1, Record())  # type: ignore[arg-type]
     total, seen = Cost(), 0
     jobs = run.advance(None, lambda price: False)
     while jobs and seen < FAR:
@@ -46,13 +52,13 @@ def first_picture(plan: PlanMaker, task: Task, rig: Rig) -> Cost:
             total = total + job.price
             if job.proposal.finished:
                 run.plan.close()
-                return total
+                return total, True
             run.outcomes[job.n] = _alike(job)
             run.ledger.charge(job.price, job.price)
         seen += len(jobs)
-        jobs = run.advance([run.outcomes[n] for n in run.round], lambda price: False)
+        jobs = [] if run.broke else run.advance([run.outcomes[n] for n in run.round], lambda price: False)
     run.plan.close()
-    return total
+    return total, False
 
 
 def _alike(job: Job) -> Outcome:

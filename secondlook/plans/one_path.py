@@ -29,8 +29,8 @@ def rollover(task: Task, *, evaluations: int = 250, noises: int = 25, back: floa
 
 def threshold(task: Task, *, above: float = 0.5, tries: int = 20, back: float = 0.1) -> Plan:
     """Verifier-Threshold (2512.08985, known by its abstract): the path goes to the next step only with a try that scores above
-    ``above``; else more are drawn at this step, noises at the first and children at the others, up to ``tries`` evaluations' worth,
-    after which the best goes on. The paper's threshold is its verifier's; the cap is this library's. Begins again. Endless.
+    ``above``; else more are drawn at this step, noises at the first and children at the others, up to ``tries`` of them, after which the
+    best goes on. The paper's threshold is its verifier's; the cap is this library's. Begins again. Endless.
     """
     positive("threshold", tries=tries, back=back)
     if not math.isfinite(above):
@@ -54,7 +54,8 @@ def _noises(task: Task, count: int) -> list[Proposal]:
 def _climb(
     task: Task, path: Outcome, quota: float, roll: bool, above: float | None, back: float
 ) -> Generator[Sequence[Proposal], Sequence[Outcome], None]:
-    """From the first time of the grid to a picture. above: what a child must beat (None: the best so far). Finishing is kept back."""
+    """From the first time of the grid to a picture. quota: of a step, in evaluations, or in tries where children must score ``above`` so
+    much (None: more than the best so far). What finishing costs is kept back."""
     if path.finished:
         return
     mark, rest = _known(path), 0.0
@@ -62,7 +63,7 @@ def _climb(
         rest, tries = quota + (rest if roll else 0.0), list[Outcome]()
         while not tries or not _known(tries[-1]) > (mark if above is None else above):
             work = branch(task, path, 1, back, stop=then)
-            price = nfe(task, *work)
+            price = nfe(task, *work) if above is None else 1.0
             if (tries and price > rest) or not affords(task, *work, resume(task, path)):
                 break
             tries, rest = [*tries, *(yield work)], rest - price
