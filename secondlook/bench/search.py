@@ -22,17 +22,26 @@ from secondlook.disk.atomic import write_whole
 
 N = "random(n=9999)"
 TUNE = (
-    f"{N} --steps 3", f"{N} --steps 4", f"{N} --steps 5", f"{N} --steps 3 --cfg-interval 0 0.3", f"{N} --steps 4 --cfg-interval 0 0.4",
-    f"{N} --steps 5 --cfg-interval 0 0.5", f"{N} --steps 8 --most 320", f"{N} --steps 5 --guidance 1.5 --most 320",
-    f"{N} --steps 5 --guidance 4 --most 320", f"{N} --steps 3 --solver heun --most 320",
+    f"{N} --steps 3", f"{N} --steps 4", f"{N} --steps 3 --cfg-interval 0 0.3", f"{N} --steps 5 --most 640",
+    f"{N} --steps 4 --cfg-interval 0 0.4 --most 320", f"{N} --steps 5 --cfg-interval 0 0.5 --most 320", f"{N} --steps 8 --most 320",
+    f"{N} --steps 5 --guidance 1.5 --most 320", f"{N} --steps 5 --guidance 4 --most 320", f"{N} --steps 3 --solver heun --most 320",
 )  # fmt: skip
+SHORT, STOCHASTIC = "--steps 3 --cfg-interval 0 0.3", "--steps 8 --solver sde"
 SCREEN = (
-    f"{N} --steps 5", "evolve() --steps 5", "zero_order() --steps 5", "paths() --steps 10", "draft(n=8, keep=1, steps=3) --steps 5",
-    "halving(n=6) --steps 5", "children() --steps 8 --solver sde", "particles(n=6, looks=2) --steps 8 --solver sde",
+    f"{N} {SHORT}", f"{N} --steps 5", f"evolve() {SHORT}", "evolve() --steps 5", "evolve(steps=3) --steps 5", f"evosearch() {SHORT}",
+    f"zero_order() {SHORT}", f"eps_greedy() {SHORT}", f"trust_region() {SHORT}", f"low_band() {SHORT}", f"mcmc() {SHORT}",
+    "paths() --steps 8", "draft(n=8, keep=1, steps=3) --steps 5", "halving(n=8) --steps 5", f"fk() {STOCHASTIC}", f"das() {STOCHASTIC}",
+    f"bfs() {STOCHASTIC}", f"funnel() {STOCHASTIC}", f"svdd() {STOCHASTIC}", f"code() {STOCHASTIC}", f"rollover() {STOCHASTIC}",
+    f"threshold() {STOCHASTIC}", "depth_first() --steps 5", "beam() --steps 5", "tree() --steps 5",
 )  # fmt: skip
-SEARCH = ("evolve() --steps 5",)
+SEARCH = (
+    f"evolve() {SHORT}",
+    "evolve() --steps 5 --most 640",
+    f"evosearch() {SHORT} --most 640",
+    f"zero_order() {SHORT} --most 640",
+)
 GUIDES = tuple(
-    f"{plan} --steps 5 --verifier {guide}"
+    f"{plan} {SHORT} --verifier {guide}"
     for guide in ("learned", "detector", "weak", "oracle")
     for plan in (N, "evolve()")
 )
@@ -70,9 +79,9 @@ class Study:
 
 STUDIES = (
     Study("tune", TUNE, "scenes-expert-dev", 6, "40,80,160,320,640,1280", 1),
-    Study("screen", SCREEN, "scenes-expert-dev", 6, "80,160,320", 1),
-    Study("search", SEARCH, "scenes-expert-test", 4, "40,80,160,320,640,1280", 4, tuned=True),
-    Study("guides", GUIDES, "scenes-expert-test", 4, "80,160,320", 1),
+    Study("screen", SCREEN, "scenes-expert-dev", 6, "80,160", 1),
+    Study("search", SEARCH, "scenes-expert-test", 6, "40,80,160,320,640,1280", 4, tuned=True),
+    Study("guides", GUIDES, "scenes-expert-test", 6, "80,160", 1),
 )
 
 

@@ -11,7 +11,7 @@ from secondlook.types import Outcome, Plan, Proposal, Task
 
 
 def evolve(
-    task: Task, *, n: int = 4, children: int = 4, elites: int = 1, times: tuple[float, ...] = (0.57, 0.33), patience: int = 2,
+    task: Task, *, n: int = 6, children: int = 4, elites: int = 1, times: tuple[float, ...] = (0.5, 0.27), patience: int = 2,
     steps: int = 0, keep: bool = True,
 ) -> Plan:  # fmt: skip
     """Draw ``n`` noises; then, generation after generation, take the ``elites`` best pictures so far back in time by fresh noise,
