@@ -1,4 +1,4 @@
-"""Plan options at equal cost on scenes-dev: how the defaults were chosen. Writes nothing but a table.
+"""Plan options at equal cost on scenes-dev: how the first defaults were chosen (20 steps a sample). Writes nothing but a table.
 
 python benchmarks/tune_plans.py --samples 8 --each 20 "random(n=8)" "zero_order(radius=0.5)" "paths(width=3)"
 """
@@ -14,7 +14,8 @@ import numpy as np
 from secondlook import api
 from secondlook.bench.scenes import lines
 from secondlook.bench.stats import interval, macro
-from secondlook.worlds.scenes.world import Scenes
+
+STEPS = 20
 
 
 def main() -> None:
@@ -28,7 +29,7 @@ def main() -> None:
     prompts, tasks = lines("scenes-dev", args.each)
     for plan in args.plans:
         with tempfile.TemporaryDirectory() as folder:
-            found = api.draw(prompts, plan, Path(folder) / "run", nfe=args.samples * int(Scenes.usual["steps"]),
+            found = api.draw(prompts, plan, Path(folder) / "run", nfe=args.samples * STEPS, steps=STEPS,
                              verifier=args.verifier, seed=args.seed)  # fmt: skip
         checker = np.array([r.verdicts["checker"] for r in found])
         low, high = interval(checker, tasks)

@@ -36,9 +36,9 @@ SCREEN = (
 )  # fmt: skip
 SEARCH = (
     f"evolve() {SHORT}",
-    "evolve() --steps 5 --most 640",
-    f"evosearch() {SHORT} --most 640",
-    f"zero_order() {SHORT} --most 640",
+    "evolve() --steps 5 --most 320",
+    f"evosearch() {SHORT} --most 320",
+    f"zero_order() {SHORT} --most 320",
 )
 GUIDES = tuple(
     f"{plan} {SHORT} --verifier {guide}"

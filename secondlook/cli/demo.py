@@ -19,7 +19,7 @@ PROMPTS = (
     "two green squares and a white triangle",
     "a square below a triangle",
 )
-NFE = 400  # twenty samples for each prompt
+EVALS = 160  # network passes for each prompt: as much as four plain samples of twenty steps
 TALK, TALKED = (
     OUT.with_name("demo-talk"),
     ("three green squares and a triangle", "a red circle and a cross and a green square"),
@@ -28,7 +28,7 @@ TALK, TALKED = (
 
 def run() -> int:
     """Write the prompts, draw them with `secondlook draw`, and leave tables and reports: a search, and a conversation."""
-    code = _draw(PROMPTS, OUT, ["--plan", "random(n=20)", "--nfe", str(NFE)])
+    code = _draw(PROMPTS, OUT, ["--plan", "evolve()", "--evals", str(EVALS)])
     return code or _draw(
         TALKED, TALK, ["--plan", "reflect(n=8)", "--steps", "5", "--seed", "3"]
     )  # where first tries are wrong

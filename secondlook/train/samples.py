@@ -35,6 +35,7 @@ from secondlook.worlds.scenes.world import Scenes
 
 GUIDANCE = (2.5, 3.0, 4.0, 4.0, 4.0, 5.0)
 STEPS = (16, 20, 20, 24)
+EVALUATED_STEPS = 20  # of samples of fixed sets: figures of verifiers stay comparable when defaults change
 BATCH, LARGE_BATCH = 64, 1024
 
 
@@ -195,10 +196,10 @@ def collect(
 def collect_set(
     weights: Path, name: str, each: int, out: Path, seed: int, every: int = 1, means: Means = USUAL
 ) -> Iterator[int]:
-    """``each`` samples of every ``every``-th prompt of a fixed set, at the product's settings: for evaluation only."""
+    """``each`` samples of every ``every``-th prompt of a fixed set, with ``EVALUATED_STEPS`` steps: for evaluation only."""
     device = usable(means.device)
     network, root = base_network(weights).to(device), Key.root(seed).child(name)
-    steps, guidance = int(Scenes.usual["steps"]), Scenes.usual["guidance"]
+    guidance = Scenes.usual["guidance"]
     rows = [(i, j, p.text) for i, p in enumerate(prompt_set(name)) if i % every == 0 for j in range(each)]
     size = means.rows(device)
     with Labels(means.workers) as labels:
@@ -206,7 +207,7 @@ def collect_set(
             part = rows[start : start + size]
             keys, texts = [root.child(i, j) for i, j, _ in part], [t for *_, t in part]
             solver, source = _sourced(Euler(), device, keys[0])
-            labels.add(draw(network, texts, keys, steps, guidance, solver, source), texts)
+            labels.add(draw(network, texts, keys, EVALUATED_STEPS, guidance, solver, source), texts)
             yield len(labels)
         labels.samples().save(out, means.raw)
 

@@ -19,10 +19,10 @@ class Scenes:
 
     name = "scenes"
     usual: ClassVar[Mapping[str, float]] = {
-        "steps": 20,
+        "steps": 8,
         "guidance": 2.5,
         "shift": 3.0,
-    }  # chosen on scenes-dev: docs/results/sweep.md
+    }  # chosen on dev prompts: docs/results/sweep.md and search-tune.md
 
     def condition(self, prompt: str) -> Condition:
         """The condition of a prompt; ConfigError where the grammar does not produce it."""
