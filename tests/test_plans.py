@@ -235,7 +235,8 @@ def test_paths_refuse(options: dict[str, float]) -> None:
 
 def test_plans_are_short_and_the_same_every_time() -> None:
     for file in Path(secondlook.plans.__file__).parent.glob("*.py"):
-        assert len(file.read_text().splitlines()) < 80 or file.name in ("weights.py", "chain.py", "moves.py", "legs.py"), file.name
+        shared = file.name in ("weights.py", "chain.py", "moves.py", "legs.py")  # by many plans; no plan itself
+        assert shared or len(file.read_text().splitlines()) < 80, file.name
     for make in (random, zero_order, paths):
 
         def story(task: Task, make: Callable[[Task], Plan] = make) -> list[Outcome]:
