@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from secondlook.cli.app import main as secondlook
 from secondlook.disk.atomic import write_whole
@@ -35,7 +36,7 @@ SCREEN = (
     f"threshold() {STOCHASTIC}", "depth_first() --steps 5", "beam() --steps 5", "tree() --steps 5",
 )  # fmt: skip
 SEARCH = (
-    f"evolve() {SHORT}",
+    f"evolve() {SHORT} --most 640",
     "evolve() --steps 5 --most 320",
     f"evosearch() {SHORT} --most 320",
     f"zero_order() {SHORT} --most 320",
@@ -134,12 +135,12 @@ def _publish(study: Study, made: Path, docs: Path) -> None:
     shutil.copyfile(made / "results.csv", docs / f"search-{study.name}.csv")
 
 
-def _area(found: dict[str, object], baseline: str) -> str:
-    low, high = found["interval"]  # type: ignore[misc]
+def _area(found: dict[str, Any], baseline: str) -> str:
+    low, high = found["interval"]
     line = f"- `{found['method']}`: {found['area']:.3f} ({low:.3f} to {high:.3f})"
     if "ratio" not in found:
         return line
-    low, high = found["ratio_interval"]  # type: ignore[misc]
+    low, high = found["ratio_interval"]
     return f"{line}, {found['ratio']:.3f} times that of {baseline} ({low:.3f} to {high:.3f})"
 
 
