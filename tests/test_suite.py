@@ -235,6 +235,8 @@ def test_the_tuned_baseline_is_the_best_of_another_study_at_each_budget(bench: P
     rows = {(r["method"], r["budget"]): r for r in found["rows"]}
     assert found["baseline"] == "tuned best of n"
     assert [rows["tuned best of n", b]["pictures"] for b in (4, 8, 12)] == [2, 2, 3]
+    drawn = {Store.open(f / "seed-0").config["budget"]["evals"] for f in (out / "runs").iterdir() if "random" in f.name}
+    assert drawn == {4, 12}  # each no further than it stands for the baseline
     assert "gain" in rows["zero_order()", 8]
 
 

@@ -9,6 +9,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -190,13 +191,14 @@ def _atoms(picture: np.ndarray, prompt: str) -> dict[str, float]:
 def _tuned(
     path: Path, methods: list[Method], budgets: Sequence[float], unit: str, shared: Mapping[str, Any]
 ) -> tuple[list[Method], dict[float, int]]:
-    """For each budget the method that did best in another benchmark's results (on other prompts), added to ``methods``."""
+    """For each budget the method that did best in another benchmark's results (on other prompts), added to ``methods``; one that is
+    added is drawn no further than where it is needed."""
     try:
         had = json.loads(path.read_text())
         rows, measure = had["rows"], had["measure"]
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f'--tuned names the results.json of a benchmark; "{path}" is none ({error}).') from None
-    methods, chosen = list(methods), {}
+    methods, chosen, own = list(methods), {}, len(methods)
     for budget in budgets:
         some = [r for r in rows if r["budget"] == budget and r["unit"] == unit and r["method"] != "tuned best of n"]
         if not some:
@@ -206,6 +208,8 @@ def _tuned(
         if text not in texts:
             methods.append(Method.parse(text, shared))
         chosen[budget] = [m.text for m in methods].index(text)
+    for k in range(own, len(methods)):
+        methods[k] = replace(methods[k], most=max(b for b, at in chosen.items() if at == k))
     return methods, chosen
 
 
