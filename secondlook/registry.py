@@ -49,8 +49,6 @@ PLANS = {
     "particles": Row(
         "secondlook.plans.particles:particles", "sequential Monte Carlo, Feynman-Kac steering (2501.06848)"
     ),
-    "tournament": Row("secondlook.plans.tournament:tournament", "fresh noises that a comparer judges in pairs: knock-out or Swiss (2501.13007)"),
-    "calibrate": Row("secondlook.plans.calibrate:calibrate", "fresh noises looked at at every time of the grid: how early scores can be trusted"),
     "fk": Row("secondlook.plans.steering:fk", "Feynman-Kac steering as published (2501.06848), a setting of particles"),
     "fk_released": Row("secondlook.plans.steering:fk_released", "Feynman-Kac steering as its released code does it, for comparison; misses its law"),
     "das": Row("secondlook.plans.steering:das", "tempered particles without the gradient (DAS 2501.05803)"),
@@ -64,6 +62,10 @@ PLANS = {
     "depth_first": Row("secondlook.plans.depth_first:depth_first", "one path that goes back in time where it looks bad (DFS 2505.23614)"),
     "beam": Row("secondlook.plans.beam:beam", "beam search over half-made pictures (2503.02039 with constant widths)"),
     "tree": Row("secondlook.plans.tree:tree", "Monte Carlo tree search by finished pictures' scores (DTS, 2506.20701)"),
+    "evosearch": Row("secondlook.plans.evosearch:evosearch", "generations at a few places on the path, selected on finished pictures (2505.17618)"),
+    "evolve": Row("secondlook.plans.evolve:evolve", "the best pictures taken back in time and drawn on, again and again (2505.17618)"),
+    "tournament": Row("secondlook.plans.tournament:tournament", "fresh noises that a comparer judges in pairs: knock-out or Swiss (2501.13007)"),
+    "calibrate": Row("secondlook.plans.calibrate:calibrate", "fresh noises looked at at every time of the grid: how early scores can be trusted"),
     "self_supervised": Row(
         "secondlook.plans.self_supervised:self_supervised",
         "best of n by how like each picture is to its own early estimate; reads no prompt (2501.09732)",
