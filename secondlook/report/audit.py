@@ -141,7 +141,8 @@ def falls(growth: Growth) -> list[Fall]:
         own, guide = growth.values[judge], growth.values[growth.guide]
         whole = ~np.isnan(own).any(1) & ~np.isnan(guide).any(1)
         own, guide = own[whole], guide[whole]
-        peak = int(own.mean(0).argmax()) if len(own) else 0
+        means = own.mean(0).round(9) if len(own) else np.zeros(1)
+        peak = len(means) - 1 - int(means[::-1].argmax())  # the last of equals
         if len(own) < LEAST or peak == len(growth.counts) - 1:
             continue
         share = 0.025 / (len(growth.counts) - 1)
