@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import subprocess
 import sys
 import time
@@ -96,7 +95,40 @@ def test_areas_and_costs_are_read_over_logarithms() -> None:
     assert area([10], np.array([0.3])) == 0.3
     read = at_cost(np.array([1.0, 100.0]), np.array([0.0, 1.0]), [10.0, 1000.0])
     assert read[0] == pytest.approx(0.5)
-    assert math.isnan(read[1])
+    assert read[1] == 1.0
+    assert at_cost(np.array([100.0, 1.0]), np.array([1.0, 0.0]), [10.0])[0] == pytest.approx(0.5)
+
+
+def test_areas_over_seconds_favour_what_is_as_good_in_less_time() -> None:
+    rng = np.random.default_rng(0)
+    budgets = (10, 20, 40, 80)
+    right = np.stack([(rng.random((2, 40)) < p).astype(float) for p in (0.2, 0.4, 0.6, 0.8)])
+    seconds = np.array([1.0, 2.0, 4.0, 8.0])[:, None, None] * np.ones((1, 2, 40))
+
+    def curve(name: str, took: np.ndarray) -> Curve:
+        return Curve(
+            name, "evals", budgets, {"checker": right, "evals": took, "seconds": took, "nfe": took, "pictures": took}
+        )
+
+    found = [
+        curve("base", seconds),
+        curve("twin", seconds.copy()),
+        curve("fast", seconds / 2),
+        curve("apart", seconds / 1000),
+    ]
+    told = results(
+        Plan([Method(c.method, {}) for c in found], ["p"] * 40, ["all"] * 40, "evals", budgets, 2), found, "checker"
+    )
+    areas = {a["method"]: a for a in told["areas"]}
+    assert areas["twin"]["seconds_ratio"] == 1.0
+    assert areas["twin"]["seconds_ratio_interval"] == (1.0, 1.0)
+    assert areas["fast"]["ratio"] == 1.0
+    assert areas["fast"]["seconds"] == (1.0, 4.0)
+    heights = [right[i].mean() for i in range(4)]
+    expected = (sum(heights[1:]) - (heights[1] + heights[3]) / 2) / (sum(heights[:3]) - (heights[0] + heights[2]) / 2)
+    assert areas["fast"]["seconds_ratio"] == pytest.approx(expected, abs=0.01)
+    assert areas["fast"]["seconds_ratio_interval"][0] > 1
+    assert "seconds_ratio" not in areas["apart"]  # nothing is known of the same seconds
 
 
 def test_pass_at_counts_without_replacement() -> None:

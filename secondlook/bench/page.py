@@ -39,7 +39,7 @@ def page(plan: Plan, told: Mapping[str, Any], found: Sequence[Curve], command: s
     plots += [_plot(rows, names, "budget", n, f"{n} over {plan.unit} a prompt", measure) for n in shown]
     areas = "".join(
         f"<tr><td>{esc(a['method'])}</td><td>{a['area']:.3f} ({a['interval'][0]:.3f} to {a['interval'][1]:.3f})</td><td>"
-        + (f"{a['ratio']:.3f} ({a['ratio_interval'][0]:.3f} to {a['ratio_interval'][1]:.3f})" if "ratio" in a else "")
+        + "</td><td>".join(_times(a, name) for name in ("ratio", "seconds_ratio"))
         + "</td></tr>"
         for a in told["areas"]
         if "area" in a
@@ -55,11 +55,18 @@ def page(plan: Plan, told: Mapping[str, Any], found: Sequence[Curve], command: s
         f"<code>{esc(told['baseline'])}</code>, corrected for all rows (Holm).</p><p><code>{esc(command)}</code></p></header>\n"
         f'<main class="bench">{"".join(plots)}'
         f"<h2>Area under the curve of {esc(measure)} over the logarithm of {esc(plan.unit)}</h2>"
-        f"<table><tr><th>method</th><th>area (95 %)</th><th>as a share of the baseline's (95 %)</th></tr>{areas}</table>"
+        f"<table><tr><th>method</th><th>area (95 %)</th><th>as a share of the baseline's (95 %)</th><th>the same over seconds (95 %)</th></tr>{areas}</table>"
         f"<h2>All rows</h2>{_rows(told, plan)}"
         f"{''.join(section(growth, f'Was the verifier fooled? {name}') for name, growth in audited.items())}"
         f"<p class='mute'>secondlook {esc(str(whole['version']))}, commit {esc(str(whole['commit']))}</p></main>\n</body>\n</html>\n"
     )
+
+
+def _times(area: Mapping[str, Any], name: str) -> str:
+    if name not in area:
+        return ""
+    low, high = area[f"{name}_interval"]
+    return f"{area[name]:.3f} ({low:.3f} to {high:.3f})"
 
 
 def _rows(told: Mapping[str, Any], plan: Plan) -> str:

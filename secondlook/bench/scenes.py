@@ -156,7 +156,7 @@ def table(rows: list[Row], tasks: list[str]) -> str:
         glow, ghigh = interval(gain, tasks)
         paired = "" if row.name == "base" else f"{macro(gain, tasks):+.3f} ({glow:+.3f} to {ghigh:+.3f})"
         verifier = "oracle" if row.oracle else f"{np.nanmean(c['verifier']):.3f}"
-        label = f"{row.name}, oracle: upper bound" if row.oracle else row.name
+        label = f"{row.name}, oracle" if row.oracle else row.name
         cells = [label, str(row.samples), verifier, f"{np.nanmean(c['judge']):.3f}",
                  f"**{macro(c['checker'], tasks):.3f}** ({low:.3f} to {high:.3f})", paired,
                  *(f"{c['checker'][names == t].mean():.2f}" for t in TASKS),

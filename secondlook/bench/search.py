@@ -141,7 +141,11 @@ def _area(found: dict[str, Any], baseline: str) -> str:
     if "ratio" not in found:
         return line
     low, high = found["ratio_interval"]
-    return f"{line}, {found['ratio']:.3f} times that of {baseline} ({low:.3f} to {high:.3f})"
+    line += f", {found['ratio']:.3f} times that of {baseline} ({low:.3f} to {high:.3f})"
+    if "seconds" not in found:
+        return line
+    (begin, end), (low, high) = found["seconds"], found["seconds_ratio_interval"]
+    return f"{line}; over seconds, from {begin:.2f} to {end:.2f}, {found['seconds_ratio']:.3f} times ({low:.3f} to {high:.3f})"
 
 
 def _wrapped(command: str) -> str:

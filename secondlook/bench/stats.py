@@ -106,10 +106,12 @@ def area(budgets: Sequence[float], values: np.ndarray) -> np.ndarray:
     return ((values[..., 1:] + values[..., :-1]) / 2 * widths).sum(-1) / widths.sum()
 
 
-def at_cost(cost: np.ndarray, values: np.ndarray, where: Sequence[float]) -> np.ndarray:
-    """A curve read at other costs: straight lines between its points over the logarithm of cost. NaN outside of them."""
-    x = np.log(np.asarray(cost, float))
-    return np.interp(np.log(np.asarray(where, float)), x, values, left=math.nan, right=math.nan)
+def at_cost(cost: np.ndarray, values: np.ndarray, where: Sequence[float] | np.ndarray) -> np.ndarray:
+    """A curve read at other costs: straight lines between its points over the logarithm of cost; beyond its ends, its end."""
+    order = np.argsort(cost)
+    return np.interp(
+        np.log(np.asarray(where, float)), np.log(np.asarray(cost, float)[order]), np.asarray(values)[order]
+    )
 
 
 def pass_at(right: int, drawn: int, count: int) -> float:

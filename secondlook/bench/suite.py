@@ -16,7 +16,7 @@ import numpy as np
 import secondlook
 from secondlook.bench.curves import Curve, Latency, Look, read_into
 from secondlook.bench.methods import Method, apart, carry_all, runs_of
-from secondlook.bench.stats import Bootstrap, area, holm, sign_flip
+from secondlook.bench.stats import Bootstrap, area, at_cost, holm, sign_flip
 from secondlook.disk.atomic import write_whole
 from secondlook.disk.versions import commit
 from secondlook.engine.store import LOG, Store
@@ -151,7 +151,31 @@ def _area(c: Curve, base: Curve, boot: Bootstrap, measure: str, budgets: Sequenc
         ratio = boot.means(own) / np.maximum(boot.means(theirs), 1e-12)
         found["ratio"] = boot.mean(own) / max(boot.mean(theirs), 1e-12)
         found["ratio_interval"] = tuple(float(v) for v in np.percentile(ratio, [2.5, 97.5]))
+        found |= _area_in_seconds(c, base, boot, measure)
     return found
+
+
+def _area_in_seconds(c: Curve, base: Curve, boot: Bootstrap, measure: str) -> dict[str, Any]:
+    """The curves' heights over the logarithm of the seconds that both reach, as a ratio; the seconds are drawn again with the prompts."""
+    known = [[i for i in range(len(k.budgets)) if not np.isnan(k.columns[measure][i]).all()] for k in (c, base)]
+    cost, height = (
+        [np.stack([boot.means(k.columns[name][i]) for i in at]) for k, at in zip((c, base), known, strict=True)]
+        for name in ("seconds", measure)
+    )
+    begin, end = max(s[0].mean() for s in cost), min(s[-1].mean() for s in cost)
+    if not 0 < begin < end:
+        return {}
+    where = np.geomspace(begin, end, 33)
+    own, theirs = (
+        np.array([at_cost(s, h, where).mean() for s, h in zip(some.T, heights.T, strict=True)])
+        for some, heights in zip(cost, height, strict=True)
+    )
+    ratio = own / np.maximum(theirs, 1e-12)
+    return {
+        "seconds": (float(begin), float(end)),
+        "seconds_ratio": float(own.mean() / max(theirs.mean(), 1e-12)),
+        "seconds_ratio_interval": tuple(float(v) for v in np.percentile(ratio, [2.5, 97.5])),
+    }
 
 
 # ---- what is written -------------------------------------------------------------------------------------------------
