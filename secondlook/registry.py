@@ -97,9 +97,9 @@ VERIFIERS = {
     "weak": Row("secondlook.verify.builtin:weak", "scenes: an early checkpoint of the verifier, for studies of verifier hacking"),
     "judge": Row("secondlook.verify.builtin:judge",
                  "the shipped held-out judge: a network of another kind, taught with other pictures, never used for selection"),
-    "oracle": Row("secondlook.verify.builtin:oracle", "the world's exact checker; as a guide it gives an upper bound, and is labelled so"),
+    "oracle": Row("secondlook.verify.builtin:oracle", "the world's exact checker; as a guide it is labelled so: a bound for plans that choose among finished pictures"),
     "oracle_is": Row("secondlook.verify.by_features:oracle_is",
-                     "digits, glyphs: the class's probability under the network that measures sets; an upper bound, and labelled so"),
+                     "digits, glyphs: the class's probability under the network that measures sets; labelled so where it guides"),
     "brightness": Row("secondlook.verify.measures:Brightness", "mean luma, 0 to 1; knows nothing of the prompt: for trying things out"),
     "sharpness": Row("secondlook.verify.measures:Sharpness", "spread of the luma's Laplacian; knows nothing of the prompt: for trying things out"),
     "compressibility": Row("secondlook.verify.measures:Compressibility",
@@ -120,7 +120,7 @@ SELECTORS = {
 CRITICS = {  # of the world scenes
     "learned": Row("secondlook.critics.scenes:learned", "scenes: a network looks, decides and writes what is wrong; weights=FILE: another's"),
     "detector": Row("secondlook.critics.scenes:detector", "scenes: what the shipped verifier's network detects, put into words by fixed rules"),
-    "oracle": Row("secondlook.critics.scenes:oracle", "scenes: what the exact checker sees, put into words; an upper bound, and labelled so"),
+    "oracle": Row("secondlook.critics.scenes:oracle", "scenes: what the exact checker sees, put into words; labelled so"),
 }  # fmt: skip
 COMPARERS = {
     "similarity": Row("secondlook.verify.by_features:similarity", "how alike two pictures are, by features (digits, glyphs) or pixels: (1 + cosine) / 2"),

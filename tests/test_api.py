@@ -62,7 +62,7 @@ def test_the_checker_as_a_guide_is_labelled_by_whatever_name_it_is_asked_for(tmp
     guide = "secondlook.worlds.scenes.world:Checker"
     secondlook.draw("a circle", "random(n=1)", tmp_path / "run", steps=2, verifier=guide)
     assert Store.open(tmp_path / "run").config["oracle"] is True
-    assert "oracle: upper bound" in write_report(tmp_path / "run").read_text()
+    assert "oracle: not a method" in write_report(tmp_path / "run").read_text()
 
 
 def test_other_weights_cannot_go_on_with_a_run(tmp_path: Path) -> None:

@@ -259,8 +259,8 @@ def test_finished_or_interrupted_is_told(climb: Path, tmp_path: Path) -> None:
 
 
 def test_an_oracle_is_labelled(tmp_path: Path) -> None:
-    assert "oracle: upper bound" in read(make(tmp_path / "a", random, ["x"], 1, verifier="oracle"))[0]
-    assert "oracle: upper bound" not in read(make(tmp_path / "b", random, ["x"], 1))[0]
+    assert "oracle: not a method" in read(make(tmp_path / "a", random, ["x"], 1, verifier="oracle"))[0]
+    assert "oracle: not a method" not in read(make(tmp_path / "b", random, ["x"], 1))[0]
 
 
 def test_missing_measures_are_left_out(tmp_path: Path) -> None:

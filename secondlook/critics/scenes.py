@@ -76,7 +76,7 @@ class Detector:
 
 
 class Oracle:
-    """The exact checker's eyes, put into words: an upper bound, never a method. The score is 1 for a right picture, else 0."""
+    """The exact checker's eyes, put into words: never a method. The score is 1 for a right picture, else 0."""
 
     inline = True
     oracle = True  # a run that it steers is labelled so

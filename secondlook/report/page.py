@@ -84,9 +84,9 @@ def _header(run: Run) -> str:
     ]
     rows = "".join(f"<div><dt>{k}</dt><dd>{esc(v)}</dd></div>" for k, v in facts if v not in (None, ""))
     oracle = (
-        '<p class="label oracle"><b>oracle: upper bound</b> The exact checker, or the network that '
-        "sets of pictures are measured with, guided this search, so its result is "
-        "what a perfect verifier would reach.</p>"
+        '<p class="label oracle"><b>oracle: not a method</b> The exact checker, or the network that '
+        "sets of pictures are measured with, guided this search: what a perfect verifier would choose among finished pictures. "
+        "A plan that looks at half-made ones may do worse by it than by a learned one.</p>"
         if run.oracle
         else ""
     )
@@ -169,14 +169,14 @@ def _mean(run: Run) -> str:
     )
 
 
-def _overview(prompts: Sequence[Prompted], album: Album) -> str:
-    """All prompts at a glance: unsearched and searched picture, linked to the details."""
-    tiles = "".join(_glance(p, album) for p in prompts)
 def _audit(run: Run, album: Album, small: bool) -> str:
     """Whether the verifier was fooled. Large pictures take long to read, so that fewer are compared."""
     return section(grown(run.record, len(run.prompts), run.guide or "score", None, album.pixels, MOST if small else 8))
 
 
+def _overview(prompts: Sequence[Prompted], album: Album) -> str:
+    """All prompts at a glance: unsearched and searched picture, linked to the details."""
+    tiles = "".join(_glance(p, album) for p in prompts)
     switch = '<p class="switch"><button type="button" data-fold="open" hidden>Unfold all details</button></p>'
     return f'<section><h2>All prompts</h2><ol class="overview">{tiles}</ol></section><h2>Details</h2>{switch}'
 

@@ -98,7 +98,7 @@ class Run:
 
     @property
     def oracle(self) -> bool:
-        """Whether the exact checker, or what measures sets, guided the search, so that its result is an upper bound."""
+        """Whether the exact checker, or what measures sets, guided the search, so that its result is no method's."""
         return bool(self.config.get("oracle")) or self.verifier == "oracle"
 
     @property

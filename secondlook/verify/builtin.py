@@ -29,5 +29,5 @@ def judge() -> Verifier:
 
 
 def oracle() -> Verifier:
-    """The exact checker as a guide: an upper bound, never a method."""
+    """The exact checker as a guide: never a method. It bounds plans that choose among finished pictures, not those that look at half-made ones."""
     return Checker("oracle")
