@@ -29,11 +29,11 @@ def proposals(plan: str, **how: object) -> list[Proposal]:
 
 
 @pytest.mark.parametrize(("preset", "engine"), [
-    ("fk", "particles(n=4, potential='max', scheme='multinomial', threshold=2.0)"),
-    ("fk_released", "particles(n=4, potential='max', scheme='multinomial', forget=True)"),
-    ("das", "particles(n=4, looks=20, first=0.05, scheme='ssp', schedule='increasing')"),
-    ("bfs", "particles(n=8, potential='max', scheme='ssp', threshold=2.0, schedule='increasing')"),
-    ("svdd(m=3)", "children(m=3, splits=20, first=0.05)"), ("code", "children(m=5, splits=4, first=0.2)"),
+    ("fk", "particles(look='paid', n=4, potential='max', scheme='multinomial', threshold=2.0)"),
+    ("fk_released", "particles(look='paid', n=4, potential='max', scheme='multinomial', forget=True)"),
+    ("das", "particles(look='paid', n=4, looks=20, first=0.05, scheme='ssp', schedule='increasing')"),
+    ("bfs", "particles(look='paid', n=8, potential='max', scheme='ssp', threshold=2.0, schedule='increasing')"),
+    ("svdd(m=3)", "children(m=3, splits=20, first=0.05, look='paid')"), ("code", "children(m=5, splits=4, first=0.2, look='paid')"),
 ])  # fmt: skip
 def test_presets_are_settings_of_their_engine(preset: str, engine: str) -> None:
     assert proposals(preset) == proposals(engine)
@@ -243,3 +243,22 @@ def test_a_plan_that_minds_its_budget_is_not_refused_for_what_it_would_cost_with
     assert first_picture(make_plan("rollover"), task, rig).nfe > 100
     assert first_picture(make_plan("rollover"), task, rig, Budget(nfe=40)).nfe <= 40
     assert first_picture(make_plan("particles(n=4)"), task, rig, Budget(nfe=5)).nfe > 5
+
+
+def test_svdd_sees_its_children_and_not_what_they_share() -> None:
+    """At every step the estimate that the last step began with is one for all children; the best child's own is not."""
+    played = play("svdd(m=4)", default_mixture(), lambda x: x[:, 0], steps=10, budget={"nfe": 36})
+    for family in played.rounds[1:6]:
+        assert len({o.score for o in family}) == 4
+    free = play(
+        "children(m=4, splits=20, first=0.05)", default_mixture(), lambda x: x[:, 0], steps=10, budget={"nfe": 36}
+    )
+    assert all(len({o.score for o in family}) == 1 for family in free.rounds[1:6])
+
+
+@pytest.mark.parametrize(("paid", "free"), [
+    ("fk(looks=3)", "particles(n=4, looks=3, potential='max', scheme='multinomial', threshold=2.0)"), ("code", "children(m=5, splits=4)"),
+])  # fmt: skip
+def test_paid_looks_cost_no_more_where_the_solver_reuses_them(paid: str, free: str) -> None:
+    one, two = (simulate(plan, rounds=5 if "code" in paid else 4, stochastic=True) for plan in (paid, free))
+    assert one.spent.nfe <= two.spent.nfe + 1

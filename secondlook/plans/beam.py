@@ -16,14 +16,15 @@ def beam(
     branching: int = 4,
     looks: int = 3,
     first: float = 0.2,
-    look: str = "free",
+    look: str = "paid",
     back: float = 0.1,
 ) -> Plan:
     """Begin ``width`` times ``branching`` noises; at ``looks`` times, evenly from ``first``, keep the best ``width`` and let each go on
     as it is and by ``branching`` - 1 branches; finish the last ones. Beam search on look-ahead scores as in 2503.02039, without its
     schedule of widths.
 
-    look: "free" for the last step's data estimate, or "paid". Branches differ by the solver's noise; on an ODE they are taken ``back``
+    look: "paid", or "free" for the estimate that the last step began with, which branches share where times are one step apart.
+    Branches differ by the solver's noise; on an ODE they are taken ``back``
     in time. Begins again for as long as the budget pays for all of it; what is left then buys plain samples. Endless.
     """
     positive("beam", width=width, branching=branching, looks=looks, first=first, back=back)
