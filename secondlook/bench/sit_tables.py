@@ -218,7 +218,7 @@ w_KL,eta with eta = {ETA} (the paper does not say its own) and the training loss
 
 ## Which of the paper's orderings hold here
 
-"Holds" means in every seed, "undecided" that the seeds disagree. Differences are between runs of one seed.
+"Holds" means in every seed (of three, equals would one time in eight), "undecided" that the seeds disagree. Differences are between runs of one seed.
 
 {orderings(found, scale.sizes, scale.curve)}
 """
