@@ -140,7 +140,9 @@ def _refuse_unread(s: Settings, rig: Rig) -> None:
     """ConfigError for a plan that shows a model its tries where the model does not read them, or asks a comparer where there is
     none, before a folder is made."""
     if "comparer" in needs_of(s.plan) and rig.comparer is None:
-        raise ConfigError(f"{s.plan} compares pictures, and the run has no comparer; name one with --comparer, such as by_score(verifier='sharpness').")
+        raise ConfigError(
+            f"{s.plan} compares pictures, and the run has no comparer; name one with --comparer, such as by_score(verifier='sharpness')."
+        )
     if "context" in needs_of(s.plan) and not getattr(rig.encode, "reads_context", False):
         raise ConfigError(f'{s.plan} shows a model its earlier tries, and this one does not read them. Give one that does (in the world scenes: '
                           "--model scenes-edit), or take another plan; reflect draws afresh each time with answer='redraw'.")  # fmt: skip

@@ -50,22 +50,49 @@ PLANS = {
         "secondlook.plans.particles:particles", "sequential Monte Carlo, Feynman-Kac steering (2501.06848)"
     ),
     "fk": Row("secondlook.plans.steering:fk", "Feynman-Kac steering as published (2501.06848), a setting of particles"),
-    "fk_released": Row("secondlook.plans.steering:fk_released", "Feynman-Kac steering as its released code does it, for comparison; misses its law"),
+    "fk_released": Row(
+        "secondlook.plans.steering:fk_released",
+        "Feynman-Kac steering as its released code does it, for comparison; misses its law",
+    ),
     "das": Row("secondlook.plans.steering:das", "tempered particles without the gradient (DAS 2501.05803)"),
-    "bfs": Row("secondlook.plans.steering:bfs", "breadth-first search: tempered particles, largest scores, SSP (2505.23614)"),
-    "funnel": Row("secondlook.plans.steering:funnel", "particles whose number shrinks on the way, at the same cost (2508.12361)"),
+    "bfs": Row(
+        "secondlook.plans.steering:bfs", "breadth-first search: tempered particles, largest scores, SSP (2505.23614)"
+    ),
+    "funnel": Row(
+        "secondlook.plans.steering:funnel", "particles whose number shrinks on the way, at the same cost (2508.12361)"
+    ),
     "svdd": Row("secondlook.plans.children:svdd", "children at every step, the best goes on (SVDD-PM 2408.08252)"),
     "code": Row("secondlook.plans.children:code", "children once a block of steps, the best goes on (CoDe 2502.00968)"),
-    "rollover": Row("secondlook.plans.one_path:rollover",
-                    "one path, children until one beats the best so far, the quota's rest rolls over (RBF 2503.19385)"),
-    "threshold": Row("secondlook.plans.one_path:threshold", "one path, tries at each step until one scores enough (Verifier-Threshold 2512.08985)"),
-    "depth_first": Row("secondlook.plans.depth_first:depth_first", "one path that goes back in time where it looks bad (DFS 2505.23614)"),
+    "rollover": Row(
+        "secondlook.plans.one_path:rollover",
+        "one path, children until one beats the best so far, the quota's rest rolls over (RBF 2503.19385)",
+    ),
+    "threshold": Row(
+        "secondlook.plans.one_path:threshold",
+        "one path, tries at each step until one scores enough (Verifier-Threshold 2512.08985)",
+    ),
+    "depth_first": Row(
+        "secondlook.plans.depth_first:depth_first",
+        "one path that goes back in time where it looks bad (DFS 2505.23614)",
+    ),
     "beam": Row("secondlook.plans.beam:beam", "beam search over half-made pictures (2503.02039 with constant widths)"),
     "tree": Row("secondlook.plans.tree:tree", "Monte Carlo tree search by finished pictures' scores (DTS, 2506.20701)"),
-    "evosearch": Row("secondlook.plans.evosearch:evosearch", "generations at a few places on the path, selected on finished pictures (2505.17618)"),
-    "evolve": Row("secondlook.plans.evolve:evolve", "the best pictures taken back in time and drawn on, again and again (2505.17618)"),
-    "tournament": Row("secondlook.plans.tournament:tournament", "fresh noises that a comparer judges in pairs: knock-out or Swiss (2501.13007)"),
-    "calibrate": Row("secondlook.plans.calibrate:calibrate", "fresh noises looked at at every time of the grid: how early scores can be trusted"),
+    "evosearch": Row(
+        "secondlook.plans.evosearch:evosearch",
+        "generations at a few places on the path, selected on finished pictures (2505.17618)",
+    ),
+    "evolve": Row(
+        "secondlook.plans.evolve:evolve",
+        "the best pictures taken back in time and drawn on, again and again (2505.17618)",
+    ),
+    "tournament": Row(
+        "secondlook.plans.tournament:tournament",
+        "fresh noises that a comparer judges in pairs: knock-out or Swiss (2501.13007)",
+    ),
+    "calibrate": Row(
+        "secondlook.plans.calibrate:calibrate",
+        "fresh noises looked at at every time of the grid: how early scores can be trusted",
+    ),
     "self_supervised": Row(
         "secondlook.plans.self_supervised:self_supervised",
         "best of n by how like each picture is to its own early estimate; reads no prompt (2501.09732)",
@@ -107,7 +134,9 @@ VERIFIERS = {
 }  # fmt: skip
 SELECTORS = {
     "best": Row("secondlook.engine.select:Best", "the highest score of each prompt"),
-    "accepted": Row("secondlook.engine.select:Accepted", "the first picture whose score reaches a threshold, else the best"),
+    "accepted": Row(
+        "secondlook.engine.select:Accepted", "the first picture whose score reaches a threshold, else the best"
+    ),
     "last": Row("secondlook.engine.select:Last", "the last picture that each prompt's plan finished"),
     "rank_mean": Row(
         "secondlook.engine.select:RankMean", "the best mean rank in the score and the verifier's components"
@@ -123,9 +152,15 @@ CRITICS = {  # of the world scenes
     "oracle": Row("secondlook.critics.scenes:oracle", "scenes: what the exact checker sees, put into words; labelled so"),
 }  # fmt: skip
 COMPARERS = {
-    "similarity": Row("secondlook.verify.by_features:similarity", "how alike two pictures are, by features (digits, glyphs) or pixels: (1 + cosine) / 2"),
+    "similarity": Row(
+        "secondlook.verify.by_features:similarity",
+        "how alike two pictures are, by features (digits, glyphs) or pixels: (1 + cosine) / 2",
+    ),
     "learned": Row("secondlook.verify.compare:learned", "scenes: the shipped verifier's logits, by their difference"),
-    "by_score": Row("secondlook.verify.compare:by_score", "the scores of any verifier, by their difference: by_score(verifier='sharpness', scale=1.0)"),
+    "by_score": Row(
+        "secondlook.verify.compare:by_score",
+        "the scores of any verifier, by their difference: by_score(verifier='sharpness', scale=1.0)",
+    ),
 }
 WORLDS = {  # what can be drawn in; each row's backend says all else of a world
     "scenes": Row("secondlook.backends.scenes:Scenes", "text-to-image: coloured shapes, counts and relations, 64 x 64"),

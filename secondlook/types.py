@@ -120,7 +120,9 @@ class Proposal:
             raise ConfigError('A proposal that asks to "compare" must name the outcome to compare with in against, and '
                               f"no other may; got ask={self.ask!r}, against={self.against!r}.")  # fmt: skip
         if not self.move.draws and (self.stop < 1 or not self.asks):
-            raise ConfigError(f'A "{self.move.name}" draws nothing: it asks something of a picture, and has no stop before 1.')
+            raise ConfigError(
+                f'A "{self.move.name}" draws nothing: it asks something of a picture, and has no stop before 1.'
+            )
 
     @property
     def asks(self) -> frozenset[str]:

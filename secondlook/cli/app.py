@@ -96,9 +96,13 @@ def parser() -> Parser:
     _comparing(commands.add_parser("bench", help="compare plans at equal budgets, on your own prompts and model"))
     _probing(commands.add_parser("probe", help="a few draws, and what they say a search could win"))
     _calibrating(commands.add_parser("calibrate", help="how early scores can be trusted, and where to halve"))
-    audit = commands.add_parser("audit", help="whether a run's verifier was fooled: what judges say as pictures grow more")
+    audit = commands.add_parser(
+        "audit", help="whether a run's verifier was fooled: what judges say as pictures grow more"
+    )
     audit.add_argument("dir", metavar="DIR")
-    audit.add_argument("--by", metavar="NAME", help="choose by another's numbers in the log (default: the run's verifier)")
+    audit.add_argument(
+        "--by", metavar="NAME", help="choose by another's numbers in the log (default: the run's verifier)"
+    )
     audit.add_argument("--json", metavar="FILE", help="also write all numbers")
     _evaluating(commands.add_parser("evaluate", help="FID and other scores of sampled pictures"))
     return top
@@ -193,7 +197,12 @@ def _calibrating(p: argparse.ArgumentParser) -> None:
     p.add_argument("--prompts", metavar="FILE", help="a file as draw takes it, or a set's name")
     p.add_argument("--every", type=whole, default=1, help="take each EVERY-th prompt")
     p.add_argument("--draws", type=whole, default=12, help="of each prompt (default: 12)")
-    p.add_argument("--keep", type=real, default=0.9, help="the share of final winners that a cut must keep to be recommended (default: 0.9)")
+    p.add_argument(
+        "--keep",
+        type=real,
+        default=0.9,
+        help="the share of final winners that a cut must keep to be recommended (default: 0.9)",
+    )
     p.add_argument("--out", metavar="DIR", help="keep the run there")
     p.add_argument("--json", metavar="FILE", help="also write all numbers")
     p.add_argument("--quiet", action="store_true", help="no progress on stderr")

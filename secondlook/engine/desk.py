@@ -200,7 +200,9 @@ class Desk:
         with self._lock:
             for job in taken:
                 job.waiting.discard(ask)
-            done = [j for j in taken if not j.waiting]  # under the lock: another judge may be answering for the same job
+            done = [
+                j for j in taken if not j.waiting
+            ]  # under the lock: another judge may be answering for the same job
         self._finish(done)
 
     def _charge(self, jobs: Sequence[Job], cost: Cost) -> None:

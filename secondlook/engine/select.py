@@ -58,7 +58,11 @@ class Accepted:
     name: str = "accepted"
 
     def __post_init__(self) -> None:
-        if isinstance(self.threshold, bool) or not isinstance(self.threshold, (int, float)) or math.isnan(self.threshold):
+        if (
+            isinstance(self.threshold, bool)
+            or not isinstance(self.threshold, (int, float))
+            or math.isnan(self.threshold)
+        ):
             raise ConfigError(f"accepted: threshold must be a number; got {self.threshold!r}.")
 
     def __call__(self, candidates: Sequence[Sequence[Candidate]]) -> list[list[int]]:
@@ -283,7 +287,10 @@ def select(store: Store, selector: Selector, tasks: int) -> dict[int, list[int]]
             raise SecondlookError(
                 f'The selector "{selector.name}" must choose among the finished pictures of prompt {task}, each at most once; got {some}.'
             )
-    body: dict[str, Any] = {"selector": selector.name, "chosen": {str(i): some for i, some in enumerate(chosen) if some}}
+    body: dict[str, Any] = {
+        "selector": selector.name,
+        "chosen": {str(i): some for i, some in enumerate(chosen) if some},
+    }
     if getattr(selector, "said", None):
         body["said"] = dict(selector.said)  # type: ignore[attr-defined]
     store.append([("selected", None, None, body)])
