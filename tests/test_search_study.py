@@ -1,4 +1,4 @@
-"""The four studies of `make bench-search`: that they run whole in small, and publish what they found."""
+"""The studies of `make bench-search`: that they run whole in small, and publish what they found."""
 
 from __future__ import annotations
 

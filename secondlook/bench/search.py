@@ -1,8 +1,8 @@
-"""`make bench-search`: search plans at equal cost on expert prompts, in four studies, each a `secondlook bench`.
+"""`make bench-search`: search plans at equal cost on expert prompts, in five studies, each a `secondlook bench`.
 
 tune: best of n at several numbers of steps and guidances, on dev prompts; what did best at each budget is the baseline of all else.
-screen: every plan that ships, on dev prompts, one seed. search: the best of them on test prompts, four seeds. guides: two plans
-under verifiers of known quality, and under the exact checker (labelled: oracle).
+screen: plans that ship, on dev prompts, one seed. search: the best of them on test prompts, four seeds. rivals: others there, two
+seeds. guides: two plans under verifiers of known quality, and under the exact checker (labelled: oracle).
 
 A stopped study goes on where it was. Written: a table and all numbers of each, in OUT and (--docs) in docs/results.
 """
@@ -35,12 +35,10 @@ SCREEN = (
     f"bfs() {STOCHASTIC}", f"funnel() {STOCHASTIC}", f"svdd() {STOCHASTIC}", f"code() {STOCHASTIC}", f"rollover() {STOCHASTIC}",
     f"threshold() {STOCHASTIC}", "depth_first() --steps 5", "beam() --steps 5", "tree() --steps 5",
 )  # fmt: skip
-SEARCH = (
-    f"evolve() {SHORT} --most 640",
-    "evolve() --steps 5 --most 320",
-    f"evosearch() {SHORT} --most 320",
-    f"zero_order() {SHORT} --most 320",
-)
+SEARCH = (f"evolve() {SHORT} --most 640",)
+RIVALS = (
+    *SEARCH, "evolve() --steps 5 --most 320", f"evosearch() {SHORT} --most 320", f"zero_order() {SHORT} --most 320",
+)  # fmt: skip
 GUIDES = tuple(
     f"{plan} {SHORT} --verifier {guide}"
     for guide in ("learned", "detector", "weak", "oracle")
@@ -82,6 +80,7 @@ STUDIES = (
     Study("tune", TUNE, "scenes-expert-dev", 6, "40,80,160,320,640,1280", 1),
     Study("screen", SCREEN, "scenes-expert-dev", 12, "80,160", 1),
     Study("search", SEARCH, "scenes-expert-test", 6, "40,80,160,320,640,1280", 4, tuned=True),
+    Study("rivals", RIVALS, "scenes-expert-test", 6, "40,80,160,320,640", 2, tuned=True),
     Study("guides", GUIDES, "scenes-expert-test", 6, "80,160", 1),
 )
 
