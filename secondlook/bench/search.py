@@ -80,7 +80,7 @@ STUDIES = (
     Study("tune", TUNE, "scenes-expert-dev", 6, "40,80,160,320,640,1280", 1),
     Study("screen", SCREEN, "scenes-expert-dev", 12, "80,160", 1),
     Study("search", SEARCH, "scenes-expert-test", 6, "40,80,160,320,640,1280", 4, tuned=True),
-    Study("rivals", RIVALS, "scenes-expert-test", 6, "40,80,160,320,640", 2, tuned=True),
+    Study("rivals", RIVALS, "scenes-expert-test", 6, "40,80,160,320,640,1280", 2, tuned=True),
     Study("guides", GUIDES, "scenes-expert-test", 6, "80,160", 1),
 )
 
