@@ -29,7 +29,19 @@ from secondlook.models.checkpoint import shipped
 from secondlook.models.threads import threads
 
 SMALL = "sit(width=48, depth=2, heads=2, patch=2)"
-PATHS = "paths(n=2, width={width}, start=0.25, back=0.125, ahead=0.25, rounds=2)"
+PATHS = "paths(n=2, width=8, start=0.25, back=0.125, ahead=0.25, rounds=2)"
+EVERYONE = ("learned", "oracle_is", "judge")
+# As published, cosine 0.95 and no parking of pivots; and as this project has it.
+ZERO_ORDER = {"paper": "zero_order(neighbours={m}, radius=0.31, patience=1000)", "own": "zero_order(neighbours={m})"}
+CLIMBS = (
+    ("paper", 4, ("learned",), 1.0),
+    ("own", 4, ("learned",), 1.0),
+    ("paper", 4, ("oracle_is", "judge"), 1.0),
+    ("own", 4, ("oracle_is", "judge"), 1.0),
+    ("paper", 2, ("learned",), 1.0),
+    ("paper", 8, ("learned",), 1.0),
+    ("paper", 4, ("learned",), 1.5),
+)  # form, neighbours, verifiers, guidance
 
 
 @dataclass(frozen=True)
@@ -72,16 +84,18 @@ def flops(model: str) -> float:
 
 
 class Cells:
-    """Finished parts, one file each."""
+    """Finished parts, one file each. read: what is not finished is None, and is not made."""
 
-    def __init__(self, folder: Path, about: dict[str, Any]):
-        self.folder, self.about = folder, about
+    def __init__(self, folder: Path, about: dict[str, Any], read: bool = False):
+        self.folder, self.about, self.read = folder, about, read
         folder.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, name: str, make: Callable[[], Any]) -> Any:
         file = self.folder / f"{name}.json"
         if file.exists() and (had := json.loads(file.read_text()))["about"] == self.about:
             return had["found"]
+        if self.read:
+            return None
         wall, cpu = time.time(), time.process_time()
         found = make()
         part = file.with_suffix(".part")
@@ -94,9 +108,9 @@ class Cells:
 class Parts:
     """What is measured, by name; each finished part is a cell."""
 
-    def __init__(self, out: Path, size: Size, seed: int):
+    def __init__(self, out: Path, size: Size, seed: int, read: bool):
         self.out, self.size, self.seed, self.measure = out, size, seed, Measure()
-        self.cell = Cells(out / "cells", {"size": json.loads(json.dumps(asdict(size))), "seed": seed})
+        self.cell = Cells(out / "cells", {"size": json.loads(json.dumps(asdict(size))), "seed": seed}, read)
         self.large = str(shipped("digits-base.safetensors"))
         self.small = self.cell("small", lambda: train_small(out / "small", size.training))
 
@@ -111,7 +125,7 @@ class Parts:
             at = [np.full(len(self.size.labels), j) for j in range(sets)]
             return {"steps": steps, "guidance": guidance, **classes.over([pool.scores(self.measure, a) for a in at])}
 
-        return dict(self.cell(f"steps-{name}-{steps}", make))
+        return dict(self.cell(f"steps-{name}-{steps}", make) or {})
 
     def random(self, name: str, model: str, guidance: float, steps: int, count: int) -> dict[str, Any]:
         """Best of n under every verifier."""
@@ -122,7 +136,8 @@ class Parts:
             return {"guidance": guidance, "steps": steps, "rows": classes.random_search(self.measure, pool, steps, self.size.sets),
                     "agreement": classes.agreement(pool), "greedy": more}  # fmt: skip
 
-        return {"name": name, **self.cell(f"random-{name}", make)}
+        found = self.cell(f"random-{name}", make)
+        return {"name": name, **found} if found else {}
 
     def plan(
         self, name: str, plan: str, verifier: str, guidance: float, nfe: int, budgets: Sequence[int]
@@ -131,17 +146,17 @@ class Parts:
         folder = self.out / "runs" / name
         rows = self.cell(name, lambda: classes.engine(self.measure, folder, self.small, plan, verifier, guidance, 8, self.size.labels,
                                                       nfe, self.seed, budgets))  # fmt: skip
-        return [{"guidance": guidance, **r} for r in rows]
+        return [{"guidance": guidance, **r} for r in rows or []]
 
     def by_sets(self, neighbours: int, guidance: float) -> list[dict[str, Any]]:
         """Zero-order search by the oracle of FID."""
         rows = self.cell(f"zero-{neighbours}-fid-{guidance}", lambda: classes.zero_order_fid(
             self.measure, self.small, guidance, 8, self.size.labels, self.size.plans, self.seed, neighbours))  # fmt: skip
-        return [{"guidance": guidance, **r} for r in rows]
+        return [{"guidance": guidance, **r} for r in rows or []]
 
 
-def carry(out: Path, size: Size, seed: int) -> dict[str, Any]:
-    p = Parts(out, size, seed)
+def carry(out: Path, size: Size, seed: int, read: bool = False) -> dict[str, Any]:
+    p = Parts(out, size, seed, read)
     found: dict[str, Any] = {"noise": p.cell("noise", lambda: classes.noise(p.measure, len(size.labels), size.sets)),
                              "flops": p.cell("flops", lambda: {"small": flops(p.small), "shipped": flops(p.large)})}  # fmt: skip
     found["steps"] = [p.alone("small", p.small, 1.0, k, 4 if k < 64 else 2) for k in size.lone]
@@ -154,22 +169,17 @@ def carry(out: Path, size: Size, seed: int) -> dict[str, Any]:
     ]
     plans: list[Any] = []
     budgets = [b for b in BUDGETS if b <= size.plans]
-    for guidance, widths in ((1.0, size.neighbours), (1.5, (4,))):
-        for m in widths:
-            for verifier in ("oracle_is", "learned", "judge"):
-                plans += p.plan(
-                    f"zero-{m}-{verifier}-{guidance}",
-                    f"zero_order(neighbours={m})",
-                    verifier,
-                    guidance,
-                    size.plans,
-                    budgets,
-                )
-            plans += p.by_sets(m, guidance)
-    for width, nfe in ((2, 64), (8, 256)):
-        for verifier in ("oracle_is", "learned", "judge") if nfe <= size.plans else ():
-            plans += p.plan(f"paths-{width}-{verifier}", PATHS.format(width=width), verifier, 1.0, nfe, (nfe,))
-    return {**found, "plans": plans}
+    for i, (form, m, who, guidance) in enumerate(CLIMBS):
+        for verifier in who if m in size.neighbours else ():
+            name = f"zero-{m}-{form}-{verifier}-{guidance}"
+            plans += p.plan(name, ZERO_ORDER[form].format(m=m), verifier, guidance, size.plans, budgets)
+        if i == 1:  # in this order, what is looked at first is there first
+            plans += [row for k in size.neighbours for row in p.by_sets(k, 1.0)]
+            if size.plans >= 256:
+                plans += p.plan("paths-8-learned", PATHS, "learned", 1.0, 256, (256,))
+    for verifier in EVERYONE[1:] if size.plans >= 256 else ():
+        plans += p.plan(f"paths-8-{verifier}", PATHS, verifier, 1.0, 256, (256,))
+    return {**{k: list(filter(None, v)) if isinstance(v, list) else v for k, v in found.items()}, "plans": plans}
 
 
 def main() -> None:
@@ -179,10 +189,11 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="less than a minute of a processor: too small to tell anything"
     )
+    parser.add_argument("--read", action="store_true", help="write the tables of what is finished; draw nothing")
     args = parser.parse_args()
     start = time.process_time()
     with threads(1):
-        found = carry(args.out, QUICK if args.quick else FULL, args.seed)
+        found = carry(args.out, QUICK if args.quick else FULL, args.seed, args.read)
     command = f"python benchmarks/search_classes.py{' --quick' if args.quick else ''} --seed {args.seed}"
     told = {
         "command": command,
