@@ -16,6 +16,8 @@ from secondlook.engine.ledger import Budget
 from secondlook.engine.record import Record
 from secondlook.engine.store import Store
 from secondlook.models.text import TextSiT
+from secondlook.plans.moves import fresh
+from secondlook.types import Plan, Task
 from tests.helpers import PROMPTS, STEPS, drive, tiny_rig
 
 
@@ -118,3 +120,24 @@ def test_what_the_clock_cut_is_left_to_later_prompts(
         total=Budget(nfe=4 * STEPS), seconds=5,
     )  # fmt: skip
     assert [len(record.of(i)) for i in range(2)] == [1, 3]
+
+
+def test_what_a_replayed_plan_is_told_minds_no_overspending_since(
+    network: TextSiT, tmp_path: Path, wind: Callable[[float], None]
+) -> None:
+    from tests.test_engine import stop_after
+
+    told: list[tuple[int, float]] = []
+
+    def listening(task: Task) -> Plan:
+        told.append((task.index, task.remaining()["seconds"]))
+        yield fresh(task, 1)
+
+    wind(math.inf)
+    how = {"prompts": PROMPTS[:2], "total": Budget(seconds=6)}
+    stop_after(tmp_path / "run", network, listening, 1, **how)
+    record = Record.read(Store.open(tmp_path / "run"))
+    assert record.spent(0).seconds > 3
+    assert list(record.ended) == [0]
+    drive(tmp_path / "run", tiny_rig(network), listening, **how)  # type: ignore[arg-type]
+    assert told == [(0, 3), (1, 3), (1, 3)]

@@ -46,7 +46,9 @@ def test_elites_live_on_without_being_drawn_again() -> None:
     assert all(isinstance(o.proposal.move, Fresh) for o in played.rounds[0])
 
 
-@pytest.mark.parametrize("call", ["populations=(4,)", "at=(0.1, 0.4, 0.6, 1.0)", "mutation=1.5", "elites=0"])
+@pytest.mark.parametrize(
+    "call", ["populations=(4,)", "populations=4", "at=0.5", "at=(0.1, 0.4, 0.6, 1.0)", "mutation=1.5", "elites=0"]
+)
 def test_settings_that_do_not_fit_are_refused(call: str) -> None:
     with pytest.raises(ConfigError, match="evosearch"):
         simulate(f"evosearch({call})", rounds=1)

@@ -24,13 +24,12 @@ def evosearch(
     at t, which leaves the path's law: here the parent is taken back to that time by fresh noise, which does not. The size of a
     tournament is not in the paper's text as we know it. Then it begins again with new noises. Endless.
     """
-    positive(
-        "evosearch",
-        elites=elites,
-        mutation=mutation,
-        tournament=tournament,
-        **{f"populations[{i}]": p for i, p in enumerate(populations)},
-    )
+    if not all(isinstance(value, tuple) for value in (populations, at)):
+        raise ConfigError(
+            f"evosearch: populations and at must be several numbers in brackets; got {populations!r} and {at!r}."
+        )
+    sizes = {f"populations[{i}]": size for i, size in enumerate(populations)}
+    positive("evosearch", elites=elites, mutation=mutation, tournament=tournament, **sizes)
     if len(populations) != len(at) + 1 or not all(0 <= a < 1 for a in at) or mutation > 1:
         raise ConfigError(f"evosearch: expected one population more than places in at, places from 0 to below 1, and mutation at most 1; got "
                           f"populations={populations!r}, at={at!r}, mutation={mutation!r}.")  # fmt: skip
