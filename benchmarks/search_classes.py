@@ -148,11 +148,12 @@ class Parts:
                                                       nfe, self.seed, budgets))  # fmt: skip
         return [{"guidance": guidance, **r} for r in rows or []]
 
-    def by_sets(self, neighbours: int, guidance: float) -> list[dict[str, Any]]:
-        """Zero-order search by the oracle of FID."""
-        rows = self.cell(f"zero-{neighbours}-fid-{guidance}", lambda: classes.zero_order_fid(
-            self.measure, self.small, guidance, 8, self.size.labels, self.size.plans, self.seed, neighbours))  # fmt: skip
-        return [{"guidance": guidance, **r} for r in rows or []]
+    def by_sets(self, neighbours: int, radius: float = 0.7) -> list[dict[str, Any]]:
+        """Zero-order search by the oracle of FID; with radius 1 neighbours are new noise, and it is random search chosen in rounds."""
+        name = f"zero-{neighbours}-fid-1.0" if radius < 1 else f"fresh-{neighbours}-fid"
+        rows = self.cell(name, lambda: classes.zero_order_fid(
+            self.measure, self.small, 1.0, 8, self.size.labels, self.size.plans, self.seed, neighbours, radius))  # fmt: skip
+        return [{"guidance": 1.0, **r} for r in rows or []]
 
 
 def carry(out: Path, size: Size, seed: int, read: bool = False) -> dict[str, Any]:
@@ -174,7 +175,8 @@ def carry(out: Path, size: Size, seed: int, read: bool = False) -> dict[str, Any
             name = f"zero-{m}-{form}-{verifier}-{guidance}"
             plans += p.plan(name, ZERO_ORDER[form].format(m=m), verifier, guidance, size.plans, budgets)
         if i == 1:  # in this order, what is looked at first is there first
-            plans += [row for k in size.neighbours for row in p.by_sets(k, 1.0)]
+            plans += [row for k in size.neighbours for row in p.by_sets(k)]
+            plans += p.by_sets(4, 1.0)
             if size.plans >= 256:
                 plans += p.plan("paths-8-learned", PATHS, "learned", 1.0, 256, (256,))
     for verifier in EVERYONE[1:] if size.plans >= 256 else ():

@@ -237,7 +237,7 @@ def zero_order_fid(measure: Measure, model: str, guidance: float, steps: int, la
         pivot, used = (features[tasks, at], logits[tasks, at]), used + neighbours
         rows.append(
             {
-                "plan": f"zero_order(neighbours={neighbours})",
+                "plan": f"by sets, {neighbours} neighbours, radius {radius:g}",
                 "verifier": "oracle_fid",
                 "nfe": used * steps,
                 **over([measure(*pivot)]),
