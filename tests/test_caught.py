@@ -253,3 +253,18 @@ def test_dopri5_grows_its_step_by_the_fifth_root_of_the_error(monkeypatch: pytes
 
 def test_every_public_name_is_there() -> None:
     assert all(getattr(secondlook, name) for name in secondlook.__all__)
+
+
+def test_weights_that_no_digest_of_the_backend_holds_are_told_apart_by_their_own() -> None:
+    """Whatever a verifier that ships is called, another network under its name is another verifier."""
+    from secondlook.backends.judges import Judges
+    from secondlook.verify import builtin
+
+    for made in (builtin.detector, builtin.weak):
+        verifier = made()
+        [before] = Judges(verifier=verifier).digests().values()
+        other = made()
+        with torch.no_grad():
+            next(other.network.parameters()).add_(1e-3)  # type: ignore[attr-defined]
+        assert Judges(verifier=other).digests() != {"verifier's settings": before}
+    assert not Judges(verifier=builtin.learned()).digests()  # the backend's digests hold its weights

@@ -200,6 +200,10 @@ def test_a_method_may_be_drawn_at_the_smaller_budgets_alone(bench: Path, tmp_pat
     rows = {(r["method"], r["budget"]): r for r in json.loads((out / "results.json").read_text())["rows"]}
     assert [("random(n=98) --most 8", b) in rows for b in (4, 8, 12)] == [True, True, False]
     assert rows["random(n=98) --most 8", 8]["gain"] == 0
+    told = json.loads((out / "results.json").read_text())
+    assert told["audit"]["random(n=98) --most 8"]["pictures"] == [1, 2, 4]  # where it ends, the others where they do
+    assert told["audit"]["random(n=99)"]["pictures"][-1] == 6
+    assert told["drawn_at"] == [Store.open(next((out / "runs").iterdir()) / "seed-0").config["commit"]]
     [folder] = [f for f in (out / "runs").iterdir() if "most" in f.name]
     assert Store.open(folder / "seed-0").config["budget"] == {"evals": 8}
     with pytest.raises(ConfigError, match="below all budgets"):

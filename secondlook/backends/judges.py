@@ -15,6 +15,7 @@ from secondlook.registry import CRITICS, resolve
 from secondlook.settings import Settings, make_named
 
 RESERVED = ("judge", "checker", "oracle")  # names under which the log keeps the word of the built-in ones
+COVERED = ("learned", "judge")  # verifiers whose weights a backend's own digests hold
 ROLES = ("verifier", "critic", "comparer", "select")  # what may be an object in Python
 KINDS = {"select": "selector"}
 
@@ -65,10 +66,9 @@ class Judges:
             code = None if thing is None else code_of(thing)
             if code is not None:
                 found[f"{role}'s code"] = code
-            # Weights beside the backend's own: of critics, comparers, and its other verifiers.
-            apart = _ships(thing) and (
-                role in ("critic", "comparer") or getattr(thing, "name", None) in ("detector", "weak", "oracle_is")
-            )
+            # Weights beside the backend's own, which its digests cover: of critics, comparers, and its other verifiers.
+            other = role == "verifier" and hasattr(thing, "network") and thing.name not in COVERED
+            apart = _ships(thing) and (role in ("critic", "comparer") or other)
             if role in objects or apart:
                 found[f"{role}'s settings"] = settings_of(thing)
         return found

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
+from secondlook.bench.probe import RIGHT
 from secondlook.bench.stats import interval
-from secondlook.engine.record import Record
+from secondlook.engine.record import Record, or_nan
 from secondlook.engine.store import Store
 from secondlook.settings import make_named
 from secondlook.train.auc import auc
 
-RIGHT = 0.5  # a judge's number from which a picture counts as right
 SHARES = (0.5, 0.25)
 Place = tuple[float, str]  # a time and how it was looked at
 
@@ -65,7 +65,7 @@ def read(store: Store) -> Found:
         done = [o for o in record.of(task) if o.finished]
         if len(done) < 2:
             continue
-        found.final.append(np.array([_number(o.score) for o in done]))
+        found.final.append(np.array([or_nan(o.score) for o in done]))
         right.append(np.array([record.said(o.id).get(by, math.nan) for o in done]))
         rows = [_way(record, o.id) for o in done]
         for place, values in found.early.items():
@@ -80,12 +80,8 @@ def _way(record: Record, number: int) -> dict[Place, float]:
     while parents := record.outcomes[number].proposal.move.parents:
         number = parents[0]
         outcome = record.outcomes[number]
-        seen[outcome.proposal.stop, outcome.proposal.look] = _number(outcome.score)
+        seen[outcome.proposal.stop, outcome.proposal.look] = or_nan(outcome.score)
     return seen
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
 
 
 def spearman(early: np.ndarray, final: np.ndarray) -> float:

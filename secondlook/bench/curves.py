@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from secondlook.engine.record import Record, baseline_file, baseline_id
+from secondlook.engine.record import Record, baseline_file, baseline_id, or_nan
 from secondlook.engine.store import Store
 from secondlook.plans.moves import best
 from secondlook.types import Cost, Outcome
@@ -79,7 +79,7 @@ def read_into(
             if winner is None:
                 continue
             if number not in seen:
-                score = math.nan if winner.score is None else winner.score
+                score = or_nan(winner.score)
                 there = number >= 0 or record.base_digests.get(task) is not None  # else its row overflowed
                 more = look(store.picture(file), prompt) if look is not None and there else {}
                 seen[number] = {"score": score, **record.said(number), **more}

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import betaln
 
 from secondlook.bench.stats import pass_at
-from secondlook.engine.record import Record
+from secondlook.engine.record import Record, or_nan
 from secondlook.engine.store import Store
 from secondlook.metrics.diversity import diversity
 
@@ -42,7 +42,7 @@ def read(store: Store) -> Found:
     right: list[np.ndarray] = []
     for task in range(len(prompts)):
         done = [o for o in record.of(task) if o.finished and record.digests[o.id] is not None]
-        found.scores.append(np.array([math.nan if o.score is None else o.score for o in done]))
+        found.scores.append(np.array([or_nan(o.score) for o in done]))
         right.append(np.array([record.said(o.id).get(found.by, math.nan) >= RIGHT for o in done]))
         apart, vendi = diversity([store.picture(o.id) for o in done])
         found.distance.append(apart)

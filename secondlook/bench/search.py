@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from secondlook.cli.app import main as secondlook
@@ -120,15 +121,23 @@ def _publish(study: Study, made: Path, docs: Path) -> None:
     told = json.loads((made / "results.json").read_text())
     head = (
         f"# {study.name.capitalize()}: plans on expert prompts\n\n```\n{_wrapped(told['command'])}\n```\n\n"
-        f"Commit {told['commit']}; {told['prompts']} prompts, {told['seeds']} seed{'s' * (told['seeds'] > 1)}. "
+        f"Drawn at commit {', '.join(told['drawn_at'])}; {told['prompts']} prompts, {told['seeds']} seed{'s' * (told['seeds'] > 1)}. "
         "Budgets are network passes a prompt.\n\n"
     )
     docs.mkdir(parents=True, exist_ok=True)
-    areas = "\n".join(_area(a, told["baseline"]) for a in told["areas"] if "area" in a)
+    areas = "\n".join(
+        fill(_area(a, told["baseline"]), 105, subsequent_indent="  ", break_on_hyphens=False)
+        for a in told["areas"]
+        if "area" in a
+    )
+    audits = "\n".join(
+        fill(f"- `{name}`: {' '.join(a['said'])}", 105, subsequent_indent="  ", break_on_hyphens=False)
+        for name, a in told["audit"].items()
+    )
     text = (
         head
         + (made / "table.md").read_text()
-        + f"\nArea under the curve, over the logarithm of the budget:\n\n{areas}\n"
+        + f"\nArea under the curve, over the logarithm of the budget:\n\n{areas}\n\nHack audit, at each method's largest budget:\n\n{audits}\n"
     )
     write_whole(docs / f"search-{study.name}.md", text.encode())
     shutil.copyfile(made / "results.csv", docs / f"search-{study.name}.csv")

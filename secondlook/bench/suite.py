@@ -81,10 +81,11 @@ def curves(
 
 
 def audits(plan: Plan, runs: Sequence[tuple[Store, int, tuple[int, ...], int]]) -> dict[str, Growth]:
-    """The hack audit of each method at the largest budget, over all seeds; of those whose every run is there."""
+    """The hack audit of each method at its largest budget, over all seeds; of those whose every run is there."""
     found = {}
     for k, method in enumerate(plan.methods):
-        some = [audit(store, None, store.picture) for store, n, at, _ in runs if n == k and len(plan.budgets) - 1 in at]
+        last = max((max(at) for _, n, at, _ in runs if n == k), default=0)
+        some = [audit(store, None, store.picture) for store, n, at, _ in runs if n == k and last in at]
         if len(some) == plan.seeds:
             found[method.text] = together(some)
     return found
@@ -183,13 +184,14 @@ def _area_in_seconds(c: Curve, base: Curve, boot: Bootstrap, measure: str) -> di
 
 def write(
     plan: Plan, told: Mapping[str, Any], found: Sequence[Curve], out: Path, command: str, about: Mapping[str, Any],
-    audited: Mapping[str, Growth] = MappingProxyType({}),
+    audited: Mapping[str, Growth] = MappingProxyType({}), drawn_at: Sequence[str] = (),
 ) -> None:  # fmt: skip
-    """results.json, results.csv, table.md and audit.md into ``out``; report.html beside them."""
+    """results.json, results.csv, table.md and audit.md into ``out``; report.html beside them. drawn_at: the commits of its runs, which
+    may be older than the one that reads them."""
     from secondlook.bench.page import page
 
     whole = {
-        "command": command, "version": secondlook.__version__, "commit": commit(), "unit": plan.unit, "budgets": plan.budgets,
+        "command": command, "version": secondlook.__version__, "commit": commit(), "drawn_at": list(drawn_at), "unit": plan.unit, "budgets": plan.budgets,
         "seeds": plan.seeds, "prompts": len(plan.prompts), "classes": sorted(set(plan.classes)), **about, **told,
         "audit": {name: plain(growth) for name, growth in audited.items()},
     }  # fmt: skip

@@ -69,6 +69,7 @@ def bench(args: Args) -> int:
         shlex.join(words),
         {"prompt_set": args.prompts, "every": args.every, "latency": args.latency},
         audited,
+        list(dict.fromkeys(str(store.config.get("commit")) for store, *_ in runs)),
     )
     print(suite.table(told, plan))
     for name, growth in audited.items():

@@ -239,3 +239,8 @@ def number_out(value: float | None) -> float | str | None:
 def number_in(value: float | str | None) -> float | None:
     """What ``number_out`` wrote; KeyError for another word."""
     return value if value is None else _ODD[value] if isinstance(value, str) else float(value)
+
+
+def or_nan(value: float | None) -> float:
+    """A number for arithmetic: NaN where nobody was asked."""
+    return math.nan if value is None else value

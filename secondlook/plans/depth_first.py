@@ -6,9 +6,9 @@ import math
 
 from secondlook.calls import positive
 from secondlook.errors import ConfigError
-from secondlook.plans.legs import affords, look_times, plain
+from secondlook.plans.legs import affords, known, look_times, plain
 from secondlook.plans.moves import fresh, resume, rewind
-from secondlook.types import Outcome, Plan, Task
+from secondlook.types import Plan, Task
 
 
 def depth_first(
@@ -32,7 +32,7 @@ def depth_first(
             work = fresh(task, 1)
         while work:
             [path] = yield work
-            lack = _lack(path, above - slack * (1 - path.proposal.stop))
+            lack = above - slack * (1 - path.proposal.stop) - known(path)
             work = [] if path.finished else [resume(task, path, stop=_after(times, path.proposal.stop))]
             if lack >= 0 and returns < tries:
                 to = 0.0 if lack == math.inf else max(0.0, path.proposal.stop - back - depth * lack)
@@ -41,12 +41,6 @@ def depth_first(
                     work, returns = again, returns + 1
             if work and not affords(task, *work, *([] if work[0].finished else [resume(task, path)])):
                 work = [resume(task, path)]
-
-
-def _lack(outcome: Outcome, wanted: float) -> float:
-    """By how much a score is below what is wanted; infinite where it could not be judged."""
-    unknown = outcome.score is None or math.isnan(outcome.score)
-    return math.inf if unknown or outcome.score is None else wanted - outcome.score
 
 
 def _after(times: list[float], time: float) -> float:

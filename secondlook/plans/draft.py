@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 from secondlook.calls import positive
 from secondlook.errors import ConfigError
+from secondlook.plans.legs import pays_again
 from secondlook.plans.moves import fresh, top
 from secondlook.types import Plan, Proposal, Task
 
@@ -24,8 +23,7 @@ def draft(task: Task, *, n: int = 16, keep: int = 2, steps: int = 5) -> Plan:
         before = task.remaining()
         tries = yield fresh(task, n, steps=steps)
         yield [Proposal(o.proposal.move, task.condition) for o in top(tries, keep)]
-        left = task.remaining()
-        if any(left[unit] < before[unit] - left[unit] for unit in left if left[unit] < math.inf):
+        if not pays_again(before, task.remaining()):
             break
     rest: list[Proposal] = []
     while task.affords(*rest, *(one := fresh(task, 1, steps=steps))):

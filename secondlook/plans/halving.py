@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 from secondlook.calls import positive
 from secondlook.errors import ConfigError
-from secondlook.plans.moves import fresh, on_grid, resume, top
+from secondlook.plans.legs import look_times, pays_again
+from secondlook.plans.moves import fresh, resume, top
 from secondlook.types import Plan, Task
 
 
@@ -23,15 +22,14 @@ def halving(
     positive("halving", n=n, share=share, first=first, looks=looks)
     if share >= 1 or first >= 1:
         raise ConfigError(f"halving: expected share and first below 1; got share={share!r}, first={first!r}.")
-    times = sorted({on_grid(task, first + (1 - first) * i / looks) for i in range(looks)})
+    times = look_times(task, first, looks)
     while True:
         before = task.remaining()
         live = yield fresh(task, n, stop=times[0], look=look)
         for then in [*times[1:], 1.0]:
             live = top(live, max(1, round(share * len(live))))
             live = yield [resume(task, o, stop=then, **({} if then == 1.0 else {"look": look})) for o in live]
-        left = task.remaining()
-        if any(left[unit] < before[unit] - left[unit] for unit in left if left[unit] < math.inf):
+        if not pays_again(before, task.remaining()):
             break
     while task.affords(*(one := fresh(task, 1))):
         yield one

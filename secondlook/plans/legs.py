@@ -47,12 +47,14 @@ def onward(
     return found
 
 
+def known(outcome: Outcome) -> float:
+    """Its score; minus infinity where there is none."""
+    return -math.inf if outcome.score is None or math.isnan(outcome.score) else outcome.score
+
+
 def value(outcome: Outcome) -> float:
     """A score that weights can use; what could not be judged weighs as little as can be."""
-    score = outcome.score
-    if score is None or math.isnan(score):
-        return -1e6
-    return max(-1e6, min(1e6, score))
+    return max(-1e6, min(1e6, known(outcome)))
 
 
 def plain(task: Task) -> Proposal:

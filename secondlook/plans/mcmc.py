@@ -8,6 +8,7 @@ from typing import Any
 
 from secondlook.calls import positive
 from secondlook.errors import ConfigError
+from secondlook.plans.legs import known
 from secondlook.plans.moves import fresh, turn
 from secondlook.types import Outcome, Plan, Proposal, Task
 
@@ -55,7 +56,7 @@ class Chain:
     def tries(self, task: Task) -> Proposal:
         u, v = task.uniform(2)
         if self.tried == 0:
-            self.key, self.level = task.next_key(), weight(self.at, self.temperature) + math.log(u)
+            self.key, self.level = task.next_key(), known(self.at) / self.temperature + math.log(u)
             self.theta = 2 * math.pi * v if self.angle is None else self.angle
             self.bracket = (self.theta - 2 * math.pi, self.theta)
         else:
@@ -64,16 +65,10 @@ class Chain:
 
     def told(self, outcome: Outcome) -> None:
         self.tried += 1
-        if accepted := weight(outcome, self.temperature) >= self.level:
+        if accepted := known(outcome) / self.temperature >= self.level:
             self.at = outcome
         low, high = self.bracket
         self.bracket = (self.theta, high) if self.theta < 0 else (low, self.theta)
         if accepted or self.tried >= self.most:
             self.visited.append(self.at.id)
             self.tried = 0
-
-
-def weight(outcome: Outcome, temperature: float) -> float:
-    """The logarithm of the weight that a score gives."""
-    score = outcome.score
-    return -math.inf if score is None or math.isnan(score) else score / temperature

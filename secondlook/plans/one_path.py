@@ -7,7 +7,7 @@ from collections.abc import Generator, Sequence
 
 from secondlook.calls import positive
 from secondlook.errors import ConfigError
-from secondlook.plans.legs import affords, branch, inner_times, nfe, nfe_left, plain
+from secondlook.plans.legs import affords, branch, inner_times, known, nfe, nfe_left, plain
 from secondlook.plans.moves import best, fresh, resume
 from secondlook.types import Outcome, Plan, Proposal, Task
 
@@ -37,7 +37,7 @@ def threshold(task: Task, *, above: float = 0.5, tries: int = 20, back: float = 
         raise ConfigError(f"threshold: above must be a finite score; got {above!r}.")
     while affords(task, plain(task)):
         begun = yield _noises(task, 1)
-        while not _known(begun[-1]) > above and len(begun) < tries and affords(task, plain(task), plain(task)):
+        while not known(begun[-1]) > above and len(begun) < tries and affords(task, plain(task), plain(task)):
             begun = [*begun, *(yield _noises(task, 1))]
         yield from _climb(task, best(begun), float(tries), False, above, back)
 
@@ -58,10 +58,10 @@ def _climb(
     much (None: more than the best so far). What finishing costs is kept back."""
     if path.finished:
         return
-    mark, rest = _known(path), 0.0
+    mark, rest = known(path), 0.0
     for then in inner_times(task)[1:]:
         rest, tries = quota + (rest if roll else 0.0), list[Outcome]()
-        while not tries or not _known(tries[-1]) > (mark if above is None else above):
+        while not tries or not known(tries[-1]) > (mark if above is None else above):
             work = branch(task, path, 1, back, stop=then)
             price = nfe(task, *work) if above is None else 1.0
             if (tries and price > rest) or not affords(task, *work, resume(task, path)):
@@ -70,9 +70,5 @@ def _climb(
         if not tries:
             break
         path = best(tries)
-        mark = max(mark, _known(path))
+        mark = max(mark, known(path))
     yield [resume(task, path)]
-
-
-def _known(outcome: Outcome) -> float:
-    return -math.inf if outcome.score is None or math.isnan(outcome.score) else outcome.score

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 from secondlook.calls import positive
 from secondlook.errors import ConfigError
+from secondlook.plans.legs import pays_again
 from secondlook.plans.moves import fresh, resume, rewind, top
 from secondlook.types import Plan, Proposal, Task
 
@@ -43,8 +42,7 @@ def paths(
                 break
         if time < 1.0:
             yield [resume(task, path) for path in live]
-        left = task.remaining()
-        if any(left[unit] < before[unit] - left[unit] for unit in left if left[unit] < math.inf):
+        if not pays_again(before, task.remaining()):
             break
     plain: list[Proposal] = []
     while task.affords(*plain, *(one := fresh(task, 1))):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-from secondlook.engine.record import Record
+from secondlook.engine.record import Record, or_nan
 from secondlook.engine.store import Store
 from secondlook.errors import ConfigError
 from secondlook.metrics.diversity import diversity
@@ -83,8 +83,8 @@ def grown(
     if by is not None and by not in heard:
         raise ConfigError(f'The run\'s log holds nothing that "{by}" said; known: {", ".join(heard) or "nobody"}. '
                           f"Ask it first: secondlook rescore RUN --verifier {by}")  # fmt: skip
-    said: dict[str, Callable[[Outcome], float]] = {guide: lambda o: _number(record.latest(o).score)}
-    said |= {name: lambda o, name=name: _number(record.said(o.id).get(name)) for name in heard if name != guide}  # type: ignore[misc]
+    said: dict[str, Callable[[Outcome], float]] = {guide: lambda o: or_nan(record.latest(o).score)}
+    said |= {name: lambda o, name=name: or_nan(record.said(o.id).get(name)) for name in heard if name != guide}  # type: ignore[misc]
     done = [[o for o in record.of(t) if o.finished and record.digests[o.id] is not None] for t in range(tasks)]
     counts = doubled(max((len(some) for some in done), default=0))
     winners = [[winner(some[:k], said[by or guide]) for k in counts] for some in done]
@@ -95,10 +95,6 @@ def grown(
         return found
     sets = [ids for t in range(min(tasks, most)) if len(ids := record.selected.get(t, [])) > 1]
     return _diverse(found, [[w.id for w in row if w is not None] for row in winners[:most]], sets, pictures)
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
 
 
 def doubled(most: int) -> tuple[int, ...]:
