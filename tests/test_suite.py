@@ -131,6 +131,38 @@ def test_areas_over_seconds_favour_what_is_as_good_in_less_time() -> None:
     assert "seconds_ratio" not in areas["apart"]  # nothing is known of the same seconds
 
 
+def test_over_seconds_a_tuned_baseline_is_as_strong_as_its_strongest_member() -> None:
+    """Chosen at budgets, the slow one stands for the second budget, though the quick one has as much in less time."""
+    rng = np.random.default_rng(1)
+    right = np.stack([(rng.random((2, 60)) < p).astype(float) for p in (0.2, 0.4, 0.6)])
+    one = np.ones((3, 2, 60)) * np.array([1.0, 2.0, 4.0])[:, None, None]
+
+    def curve(name: str, height: np.ndarray, took: np.ndarray) -> Curve:
+        return Curve(
+            name,
+            "evals",
+            (10, 20, 40),
+            {"checker": height, **dict.fromkeys(("evals", "seconds", "nfe", "pictures"), took)},
+        )
+
+    slow = one * np.array([1.0, 1.75, 2.0])[:, None, None]
+    found = [curve("quick", right, one), curve("slow", right, slow), curve("new", right, one.copy())]
+    tuned = curve("tuned best of n", right, np.stack([one[0], slow[1], one[2]]))
+    plan = Plan(
+        [Method(c.method, {}) for c in found],
+        ["p"] * 60,
+        ["all"] * 60,
+        "evals",
+        (10, 20, 40),
+        2,
+        0,
+        {10: 0, 20: 1, 40: 0},
+    )
+    areas = {a["method"]: a for a in results(plan, [*found, tuned], "checker")["areas"]}
+    assert areas["new"]["seconds_against"] == "quick"
+    assert areas["new"]["seconds_ratio"] == 1.0
+
+
 def test_pass_at_counts_without_replacement() -> None:
     assert pass_at(1, 4, 1) == pytest.approx(0.25)
     assert pass_at(1, 4, 2) == pytest.approx(0.5)

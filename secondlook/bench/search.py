@@ -153,7 +153,8 @@ def _area(found: dict[str, Any], baseline: str) -> str:
     if "seconds" not in found:
         return line
     (begin, end), (low, high) = found["seconds"], found["seconds_ratio_interval"]
-    return f"{line}; over seconds, from {begin:.2f} to {end:.2f}, {found['seconds_ratio']:.3f} times ({low:.3f} to {high:.3f})"
+    rival = "" if found["seconds_against"] == baseline else f" that of `{found['seconds_against']}`"
+    return f"{line}; over seconds, from {begin:.2f} to {end:.2f}, {found['seconds_ratio']:.3f} times{rival} ({low:.3f} to {high:.3f})"
 
 
 def _wrapped(command: str) -> str:

@@ -131,7 +131,17 @@ def results(plan: Plan, found: Sequence[Curve], measure: str) -> dict[str, Any]:
             rows.append(row)
     for (row, _), corrected in zip(tests, holm([p for _, p in tests]), strict=True):
         row["p"] = corrected
+    # Tuned at budgets the baseline is not tuned over seconds: there its members that were drawn at all budgets stand beside it.
+    members = [
+        found[k] for k in dict.fromkeys(plan.tuned.values()) if not np.isnan(found[k].columns[measure][-1]).all()
+    ]
     areas = [_area(c, base, boot, measure, plan.budgets) for c in found]
+    for c, told in zip(found, areas, strict=True):
+        if c is not base and "ratio" in told:
+            over = [
+                o for rival in (base, *members) if rival is not c and (o := _area_in_seconds(c, rival, boot, measure))
+            ]
+            told |= min(over, key=lambda o: float(o["seconds_ratio"]), default={})
     return {"measure": measure, "baseline": base.method, "rows": rows, "areas": areas}
 
 
@@ -152,12 +162,12 @@ def _area(c: Curve, base: Curve, boot: Bootstrap, measure: str, budgets: Sequenc
         ratio = boot.means(own) / np.maximum(boot.means(theirs), 1e-12)
         found["ratio"] = boot.mean(own) / max(boot.mean(theirs), 1e-12)
         found["ratio_interval"] = tuple(float(v) for v in np.percentile(ratio, [2.5, 97.5]))
-        found |= _area_in_seconds(c, base, boot, measure)
     return found
 
 
 def _area_in_seconds(c: Curve, base: Curve, boot: Bootstrap, measure: str) -> dict[str, Any]:
-    """The curves' heights over the logarithm of the seconds that both reach, as a ratio; the seconds are drawn again with the prompts."""
+    """The curves' heights over the logarithm of the seconds that both reach, as a ratio; the seconds are drawn again with the prompts.
+    Nothing where they reach none in common."""
     known = [[i for i in range(len(k.budgets)) if not np.isnan(k.columns[measure][i]).all()] for k in (c, base)]
     cost, height = (
         [np.stack([boot.means(k.columns[name][i]) for i in at]) for k, at in zip((c, base), known, strict=True)]
@@ -173,6 +183,7 @@ def _area_in_seconds(c: Curve, base: Curve, boot: Bootstrap, measure: str) -> di
     )
     ratio = own / np.maximum(theirs, 1e-12)
     return {
+        "seconds_against": base.method,
         "seconds": (float(begin), float(end)),
         "seconds_ratio": float(own.mean() / max(theirs.mean(), 1e-12)),
         "seconds_ratio_interval": tuple(float(v) for v in np.percentile(ratio, [2.5, 97.5])),
