@@ -77,6 +77,12 @@ def test_where_all_are_right_the_interval_is_wilson_s_over_prompts() -> None:
     assert wilson(0.3, 40) == pytest.approx(tuple(jeffreys), abs=0.02)
 
 
+def test_where_all_tie_the_difference_may_lie_to_either_side() -> None:
+    low, high = Bootstrap(["a"] * 40, 4).gap(np.zeros((4, 40)))
+    assert low == -high
+    assert high == wilson(0.0, 40)[1] > 0
+
+
 def test_p_values_are_uniform_where_nothing_differs_and_small_where_all_do() -> None:
     rng = np.random.default_rng(1)
     found = [sign_flip(rng.choice([-1.0, 0.0, 1.0], 40), 400, seed=i) for i in range(200)]
@@ -184,6 +190,7 @@ def test_the_better_method_is_told_from_its_twin_and_ties_are_counted() -> None:
     assert rows["better", 10]["gain_interval"][0] > 0
     assert rows["better", 10]["p"] < 0.01
     assert rows["twin", 20]["gain"] == 0
+    assert rows["twin", 20]["gain_interval"][0] == -rows["twin", 20]["gain_interval"][1] < 0
     assert rows["twin", 20]["p"] == 1.0
     assert rows["twin", 20]["ties"] == 1.0
     assert "gain" not in rows["base", 10]

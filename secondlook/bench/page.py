@@ -108,7 +108,9 @@ def _plot(
         parts.append(f'<text x="{LEFT - 6}" y="{px}" text-anchor="end" dy="4">{y:.2f}</text>')
     for x in sorted({x for x, _ in points}) if axis == "budget" else np.geomspace(math.exp(begin), math.exp(end), 5):
         px = at(float(x), low).split(",")[0]
-        parts.append(f'<text x="{px}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{x:.3g}</text>')
+        parts.append(
+            f'<text x="{px}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{f"{x:g}" if axis == "budget" else f"{x:.3g}"}</text>'
+        )
     spans = {(r["method"], r[axis]): r["interval"] for r in rows if "interval" in r and value == measure and axis in r}
     for k, name in enumerate(names):
         if not lines[name]:

@@ -125,7 +125,7 @@ def results(plan: Plan, found: Sequence[Curve], measure: str) -> dict[str, Any]:
                 row[f"{measure}, {name}"] = float(np.nanmean(c.columns[measure][i][:, own]))
             if c is not base:
                 gap = c.columns[measure][i] - base.columns[measure][i]
-                row["gain"], row["gain_interval"] = boot.mean(gap), boot.interval(gap)
+                row["gain"], row["gain_interval"] = boot.mean(gap), boot.gap(gap)
                 row["ties"] = float(np.mean(gap == 0))
                 tests.append((row, sign_flip(np.nanmean(gap, 0))))
             rows.append(row)
