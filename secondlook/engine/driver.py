@@ -28,7 +28,6 @@ from secondlook.engine.slots import Slots, detached, put
 from secondlook.engine.states import States
 from secondlook.engine.store import Store, sha256
 from secondlook.engine.task_run import PlanMaker, TaskRun
-from secondlook.flow.grid import EPS
 from secondlook.types import Cost, Outcome, State, Task
 
 RECENT = 64  # pictures kept for proposals that point to them; others are read from the disk
@@ -184,12 +183,7 @@ class Driver:
                 again.append(job)
                 continue
             self._load(job)
-            if _arrived(job):  # asked only to look at a row where it stands: no step to pay
-                state = job.state
-                assert state is not None
-                self._arrive([job], state.to(self.rig.device))
-            else:
-                entering.append(job)
+            entering.append(job)
         self.slots.enter(entering)
         self.desk.ask(again)
 
@@ -253,18 +247,21 @@ class Driver:
     # ---- a step ------------------------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
-        """One solver step of the rows in the slots, then whatever that finished goes to the desk."""
+        """One solver step of the rows of one kind; then what is finished goes to the desk, in full batches as long as the network has
+        full batches to step."""
         begin = time.perf_counter()
-        for jobs, cost in self.slots.step():
+        stepped = self.slots.step()
+        if stepped is not None:
+            jobs, cost = stepped
             seconds = (time.perf_counter() - begin) / len(jobs)
-            begin = time.perf_counter()
             for job in jobs:
                 job.cost = job.cost + cost.with_seconds(seconds)
             if self.pace is None and self._ticked and cost.nfe:  # a first step also warms up
                 self.pace = seconds / cost.nfe
-        self._ticked = True
-        arrived = [j for j in self.slots.jobs if _arrived(j)]
-        if arrived:
+            self._ticked = True
+        arrived, rows = self.slots.arrived, self.rig.rows
+        if len(arrived) >= rows or (arrived and self.slots.ready + len(self.queue) < rows):
+            arrived = arrived[:rows]
             self._arrive(arrived, self.slots.leave(arrived))
 
     def _arrive(self, jobs: list[Job], state: State) -> None:
@@ -383,10 +380,6 @@ def _settled(task: Task, record: Record) -> bool:
     """Whether nothing is left to do for a task: its plan has ended, and its unsearched picture is there."""
     ended = record.ended.get(task.index)
     return ended is not None and (not ended["baseline"] or task.index in record.baselines)
-
-
-def _arrived(job: Job) -> bool:
-    return job.t >= job.goal - EPS
 
 
 def _named(numbers: Sequence[int]) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from secondlook.engine.record import baseline_id
 from secondlook.engine.rig import Pictures, Times
+from secondlook.flow.grid import EPS
 from secondlook.types import Cost, Proposal, Remark, State
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ BASELINE = -1
 @dataclass
 class Job:
     """``n`` numbers a task's proposals; the baseline, which no plan asked for, is BASELINE. t: where its row stands. known: its first
-    evaluation was paid for already. What judges answer is put into the fields below by the desk; ``waiting`` names those
+    evaluation was paid for already. waited: steps of other rows since its last one. What judges answer is put into the fields below by the desk; ``waiting`` names those
     that have not answered yet. failed: why there is no picture, where there is none."""
 
     owner: TaskRun
@@ -31,6 +32,7 @@ class Job:
     t: float
     times: Times
     known: bool = False
+    waited: int = 0
     pictures: Pictures = ()
     against: np.ndarray | None = None
     state: State | None = None
@@ -48,6 +50,11 @@ class Job:
     def goal(self) -> float:
         """The time at which its row stops: some paths are left a little before data."""
         return min(self.proposal.stop, self.times[-1])
+
+    @property
+    def arrived(self) -> bool:
+        """Whether its row has reached its stop."""
+        return self.t >= self.goal - EPS
 
     @property
     def drawn(self) -> np.ndarray | None:

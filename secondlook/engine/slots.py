@@ -1,10 +1,12 @@
-"""The rows under way: one batch on the network's device, which rows enter and leave by their place."""
+"""The rows under way: one batch on the network's device, which rows enter and leave by their place.
+
+Rows whose next steps cost differently (guided or not, first evaluation known or not) cannot share a step: each pays for what was done
+for it. So one kind is stepped at a time, with a full batch of it wherever there are enough rows, and the others wait their turn.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
 import torch
 
 from secondlook.engine.job import Job
@@ -13,8 +15,12 @@ from secondlook.flow.grid import after
 from secondlook.types import Cost, State
 
 
+PATIENT = 8  # steps of other rows that a row waits for its own kind to fill a batch
+Kind = tuple[tuple[int, ...], bool]  # what a row's next step costs, and whether its first evaluation is known
+
+
 class Slots:
-    """Up to ``rig.rows`` jobs and their states as one. Between two steps nothing is copied as long as the same jobs go on."""
+    """Jobs and their states as one: up to ``rig.rows`` of each kind. Between two steps nothing is copied as long as the same jobs go on."""
 
     def __init__(self, rig: Rig):
         self.rig = rig
@@ -26,7 +32,18 @@ class Slots:
 
     @property
     def free(self) -> int:
-        return self.rig.rows - len(self.jobs)
+        """How many rows may enter: none while a kind has a full batch to step."""
+        return max(0, self.rig.rows - self.ready)
+
+    @property
+    def ready(self) -> int:
+        """The rows of the kind that has most."""
+        return max(map(len, self._kinds().values()), default=0)
+
+    @property
+    def arrived(self) -> list[Job]:
+        """Jobs whose rows have reached their stop."""
+        return [j for j in self.jobs if j.arrived]
 
     def enter(self, jobs: Sequence[Job]) -> None:
         """Rows whose ``state`` is set, behind those that are there."""
@@ -39,16 +56,30 @@ class Slots:
         self._state = new if self._state is None or not self.jobs else State.stack([self._state, new])
         self.jobs = [*self.jobs, *jobs]
 
-    def step(self) -> list[tuple[list[Job], Cost]]:
-        """One solver step of every row. Rows whose steps cost differently are stepped apart. Returns the groups, with what the
-        step cost each of their rows."""
-        groups: dict[Any, list[int]] = {}
+    def step(self) -> tuple[list[Job], Cost] | None:
+        """One solver step of up to ``rig.rows`` rows of one kind: the kind that has most, unless a row has waited too long. Returns
+        the jobs, with what the step cost each of their rows; None where all rows have arrived."""
+        kinds = self._kinds()
+        if not kinds:
+            return None
+        late = max((i for at in kinds.values() for i in at), key=lambda i: self.jobs[i].waited)
+        overdue = self.jobs[late].waited >= PATIENT
+        kind, at = max(kinds.items(), key=lambda found: late in found[1] if overdue else len(found[1]))
+        at = sorted(at, key=lambda i: -self.jobs[i].waited)[: self.rig.rows]
+        stepped = set(at)
         for i, job in enumerate(self.jobs):
-            groups.setdefault(self._kind(job), []).append(i)
-        return [self._advance(at, kind[1]) for kind, at in groups.items()]
+            job.waited = 0 if i in stepped else job.waited + 1
+        return self._advance(sorted(at), kind[1])
 
-    def _kind(self, job: Job) -> tuple[tuple[int, ...], bool]:
-        """What a row's next step costs, and whether its first evaluation is known."""
+    def _kinds(self) -> dict[Kind, list[int]]:
+        """The places of the rows that go on, by kind."""
+        found: dict[Kind, list[int]] = {}
+        for i, job in enumerate(self.jobs):
+            if not job.arrived:
+                found.setdefault(self._kind(job), []).append(i)
+        return found
+
+    def _kind(self, job: Job) -> Kind:
         return self.rig.step_kind(job.t, after(job.times, job.t, job.goal)), job.known
 
     def _advance(self, at: list[int], known: bool) -> tuple[list[Job], Cost]:
