@@ -7,13 +7,13 @@ for it. So one kind is stepped at a time, with a full batch of it wherever there
 from __future__ import annotations
 
 from collections.abc import Sequence
+
 import torch
 
 from secondlook.engine.job import Job
 from secondlook.engine.rig import Rig, Work
 from secondlook.flow.grid import after
 from secondlook.types import Cost, State
-
 
 PATIENT = 8  # steps of other rows that a row waits for its own kind to fill a batch
 Kind = tuple[tuple[int, ...], bool]  # what a row's next step costs, and whether its first evaluation is known
