@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from secondlook.bench.scenes import EVALS, METHODS, SIZES, between, carry, lines, rows_of
+from secondlook.bench.scenes import EVALS, METHODS, SIZES, Row, between, carry, lines, rows_of, table
 from secondlook.bench.stats import interval, macro
 from secondlook.engine.record import outcome_body
 from secondlook.engine.store import Store, sha256
@@ -97,3 +98,9 @@ def test_each_plan_that_asks_what_is_left_has_a_run_for_each_budget() -> None:
     assert len({m.folder for m in METHODS}) == len(METHODS)
     rows = [(m.name if m.samples > 1 else "more steps", m.verifier, n) for m in METHODS for n in m.sizes]
     assert len(set(rows)) == len(rows)
+
+
+def test_a_row_where_all_are_right_has_wilson_s_interval() -> None:
+    tasks = [t for t in TASKS for _ in range(20)]
+    right = Row("random", 20, {k: np.ones(120) for k in ("verifier", "judge", "checker", "evals", "seconds")})
+    assert "**1.000** (0.969 to 1.000)" in table([replace(right, name="base"), right], tasks)

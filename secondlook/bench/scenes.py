@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from secondlook import api
-from secondlook.bench.stats import interval, macro
+from secondlook.bench.stats import interval, macro, wilson
 from secondlook.cli.progress import Progress
 from secondlook.engine.record import Record
 from secondlook.engine.store import LOG, Store
@@ -28,7 +28,7 @@ from secondlook.worlds.scenes.checker import check
 from secondlook.worlds.scenes.grammar import TASKS, parse
 from secondlook.worlds.scenes.prompts import PER_TASK, prompt_set
 
-STEPS = 20  # of this table; the world's own default is fewer since
+STEPS = 5  # of one sample: more buy fewer samples (docs/what-to-use.md)
 EVALS = 2 * STEPS  # of one sample: guidance takes two network passes a step
 SIZES = (8, 20)
 EACH = 20
@@ -40,7 +40,7 @@ class Method:
 
     name: str
     plan: str
-    verifier: str = "detector"
+    verifier: str = "learned"
     steps: int = STEPS
     samples: int = max(SIZES)
     asks: bool = False  # whether the plan asks what is left of its budget
@@ -60,10 +60,12 @@ class Method:
 
 METHODS = (
     Method("random", "random(n=20)"),
+    Method("evolve", "evolve()"),
     Method("zero_order", "zero_order()"),
     *(Method("paths", "paths()", samples=n, asks=True) for n in SIZES),
     *(Method(f"more steps x{n}", "random(n=1)", steps=n * STEPS, samples=1) for n in SIZES),
     Method("random", "random(n=20)", "oracle"),
+    Method("evolve", "evolve()", "oracle"),
     Method("zero_order", "zero_order()", "oracle"),
     *(Method("paths", "paths()", "oracle", samples=n, asks=True) for n in SIZES),
 )
@@ -108,7 +110,7 @@ def carry(method: Method, prompts: list[str], folder: Path, seed: int) -> Store:
 def rows_of(method: Method, store: Store) -> list[Row]:
     """What the method had at each size; the base row comes with random's run, whose first samples it is."""
     found = [_row(method.name if method.samples > 1 else "more steps", n, method, store) for n in method.sizes]
-    if (method.name, method.verifier) == ("random", "detector"):
+    if (method.name, method.verifier) == ("random", "learned"):
         found.insert(0, _row("base", 1, method, store))
     return found
 
@@ -151,7 +153,7 @@ def table(rows: list[Row], tasks: list[str]) -> str:
     names = np.asarray(tasks)
     for row in rows:
         c = row.columns
-        low, high = interval(c["checker"], tasks)
+        low, high = _interval(c["checker"], tasks)
         gain = c["checker"] - base
         glow, ghigh = interval(gain, tasks)
         paired = "" if row.name == "base" else f"{macro(gain, tasks):+.3f} ({glow:+.3f} to {ghigh:+.3f})"
@@ -165,6 +167,11 @@ def table(rows: list[Row], tasks: list[str]) -> str:
     return "\n".join(out)
 
 
+def _interval(right: np.ndarray, tasks: list[str]) -> tuple[float, float]:
+    """By bootstrap over prompts within task; Wilson's where all are right, which a bootstrap takes for certainty."""
+    return wilson(1.0, len(right)) if right.all() else interval(right, tasks)
+
+
 SHORT = (
     ("base", 1, "1, no search"),
     ("random", 8, "best of 8"),
@@ -174,11 +181,11 @@ SHORT = (
 
 
 def short_table(rows: list[Row], tasks: list[str]) -> str:
-    """The README's table: best of n guided by the detector, beside no search and more steps."""
-    out = ["| samples (40 evaluations each) | right by the checker (95 %) | held-out judge |", "|---|---|---|"]
+    """The README's table: best of n guided by the network `learned`, beside no search and more steps."""
+    out = [f"| samples ({EVALS} evaluations each) | right by the checker (95 %) | held-out judge |", "|---|---|---|"]
     for name, samples, label in SHORT:
         for row in [r for r in rows if (r.name, r.samples, r.oracle) == (name, samples, False)]:
-            low, high = interval(row.columns["checker"], tasks)
+            low, high = _interval(row.columns["checker"], tasks)
             right = f"{macro(row.columns['checker'], tasks):.3f} ({low:.3f} to {high:.3f})"
             out.append(f"| {label} | {right} | {np.nanmean(row.columns['judge']):.3f} |")
     return "\n".join(out)
@@ -242,9 +249,9 @@ def page(rows: list[Row], tasks: list[str], about: list[dict[str, Any]], args: a
     )
     return (
         f"# Plans at equal cost on {args.split}\n\n`{command}`: {len(tasks)} prompts, {args.each} a task; one sample takes "
-        f"{EVALS} network evaluations. The detector guides, the judge guided nothing, the checker is exact. "
+        f"{EVALS} network evaluations. The network `learned` guides, the judge guided nothing, the checker is exact. "
         "Evaluations and seconds are means a prompt (seconds on whatever else the machine did); overall is the macro mean over "
-        f"tasks; intervals by bootstrap over prompts within task.\n\n{table(rows, tasks)}\n\n"
+        f"tasks; intervals by bootstrap over prompts within task, Wilson's where all are right.\n\n{table(rows, tasks)}\n\n"
         f"Per-prompt means of the checker: {plain}.\n\n"
         f"| run | verifier | plan | steps | commit | threads |\n|---|---|---|---|---|---|\n{runs}\n\n`{facts}`\n"
     )
