@@ -220,6 +220,8 @@ OTHERS = [
     {"potential": "difference", "scheme": "ssp", "schedule": "increasing"}, {"schedule": "adaptive"},
     {"potential": "max", "scheme": "vasr", "threshold": 2.0}, {"potential": "current", "scheme": "vasr", "schedule": "increasing"},
     {"shrink": 0.25, "threshold": 2.0}, {"shrink": 0.5, "scheme": "ssp"},
+    # With three looks and more the sum asks so much on the way that a thousand rows degenerate before its last potential takes it back.
+    {"potential": "sum", "looks": 2},
 ]  # fmt: skip
 
 
