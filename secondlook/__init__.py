@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 __version__ = "0.2.0"
-__all__ = ["Result", "Run", "__version__", "draw", "load", "open_run", "replay", "rescore", "resume", "write_report"]
+__all__ = [
+    "Result", "Run", "SecondlookError", "__version__", "draw", "load", "open_run", "replay", "rescore", "resume", "write_report",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
@@ -14,6 +16,10 @@ def __getattr__(name: str) -> Any:
         from secondlook import api
 
         return getattr(api, name)
+    if name == "SecondlookError":
+        from secondlook.errors import SecondlookError
+
+        return SecondlookError
     if name == "load":
         from secondlook.adapters.load import load
 

@@ -7,6 +7,7 @@ import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -360,15 +361,14 @@ class Replayed:
 def replay(out: str | Path, outcome: int, *, model: Any = None, device: str | None = None) -> Replayed:
     """Draw one outcome again from its recorded derivation alone."""
     store, s = opened(out)
+    if isinstance(outcome, bool) or not isinstance(outcome, Integral):
+        raise ConfigError(f"An outcome is named by its number; got {outcome!r}.")
     record = Record.read(store)
     if outcome not in record.outcomes:
-        have = sorted(record.outcomes)
-        known = f"it holds {have[0]} to {have[-1]}" if have else "it holds none yet"
+        known = f"it holds {min(record.outcomes)} to {max(record.outcomes)}" if record.outcomes else "it holds none yet"
         raise ConfigError(f'The run "{out}" has no outcome {outcome}; {known}.')
     if record.digests[outcome] is None:
-        raise ConfigError(
-            f"Outcome {outcome} has no picture to compare: it is a half-made state that nobody looked at, or its row overflowed."
-        )
+        raise ConfigError(f"Outcome {outcome} has no picture to compare: it is a half-made state that nobody looked at, or its row overflowed.")  # fmt: skip
     if device is not None:
         s.device = device
     backend = found_again(s, model, device)

@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from inspect import signature
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -284,9 +285,9 @@ def texts(prompts: Any) -> list[str]:
     some = [prompts] if isinstance(prompts, (str, bytes, int)) or not isinstance(prompts, Sequence) else list(prompts)
     found = []
     for prompt in some:
-        if isinstance(prompt, bool) or not (isinstance(prompt, str) or hasattr(prompt, "__index__")):
+        if isinstance(prompt, bool) or not isinstance(prompt, (str, Integral)):
             raise ConfigError(f"A prompt must be a text (or a class's number); got {prompt!r}.")
-        found.append(prompt if isinstance(prompt, str) else str(prompt.__index__()))
+        found.append(prompt if isinstance(prompt, str) else str(int(prompt)))
     if not found:
         raise ConfigError("There is no prompt. Give one in quotes, or a file of them with --prompts.")
     return found

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from secondlook.adapters.base import Adapter, Options
 from secondlook.adapters.chunks import fits
 from secondlook.adapters.logs import caught, quiet
+from secondlook.disk.given import as_path
 from secondlook.errors import ConfigError, MissingExtra, SecondlookError, nearest
 from secondlook.notes import note
 
@@ -55,6 +56,7 @@ def load(model: Any, *, dtype: Any = None, device: Any = None, adapter: Any = No
             raise ConfigError("A pipeline object keeps its own dtype, device, autoencoder, LoRA and offloading; change them on the "
                               "object, as diffusers has it.")  # fmt: skip
         return _hold(model, adapter, chosen)
+    as_path(model, "A model")
     if vae is not None and Path(model).is_dir() and not (Path(model) / "model_index.json").exists():
         from secondlook.models.find import weights_file
 

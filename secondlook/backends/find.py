@@ -8,6 +8,7 @@ from typing import Any
 from secondlook.backends import pipelines
 from secondlook.backends.base import Backend, is_backend, refuse_foreign
 from secondlook.backends.foreign import refuse_foreign_weights
+from secondlook.disk.given import as_path
 from secondlook.errors import ConfigError, nearest
 from secondlook.models.checkpoint import read_config
 from secondlook.models.find import weights_file, world_of
@@ -49,7 +50,7 @@ def outside(model: Any, s: Settings) -> bool:
         return False
     if not isinstance(model, (str, Path)):
         return True
-    path = Path(model)
+    path = as_path(model, "--model")
     if s.vae is not None:
         return False
     if path.is_dir() and not _weights_folder(path):

@@ -28,6 +28,7 @@ import torch
 from PIL import Image
 
 from secondlook.disk.atomic import sync_folder, write_whole
+from secondlook.disk.given import as_path
 from secondlook.errors import ConfigError, DamagedError, SecondlookError
 from secondlook.noise import Key
 from secondlook.types import State
@@ -111,7 +112,7 @@ class Store:
     @staticmethod
     def open(folder: Path | str, lasting: bool = True) -> Store:
         """An existing run; ConfigError where there is none, DamagedError where it cannot be read."""
-        folder = Path(folder)
+        folder = as_path(folder, "A run's folder")
         log = folder / LOG
         if not log.is_file():
             raise ConfigError(
@@ -253,6 +254,7 @@ class Store:
 
 def refuse_full(folder: Path) -> None:
     """ConfigError unless ``folder`` can hold a new run: it does not exist, or is an empty folder."""
+    as_path(folder, "--out")
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f'"{folder}" is a file; --out expects a folder.')
     if folder.is_dir() and (folder / LOG).exists():

@@ -20,14 +20,13 @@ NAME = "report.html"
 
 def write_report(folder: str | Path) -> Path:
     """Write FOLDER/report.html, whole or not at all, and return its path. The run may be finished or under way."""
-    folder = Path(folder)
     store = Store.open(folder)
     try:
         run = read_run(store)
         page = _document(title(run), page_body(run, Album(store, run.record.digests)))
     finally:
         store.close()
-    path = folder / NAME
+    path = store.folder / NAME
     write_whole(path, page.encode())
     return path
 
