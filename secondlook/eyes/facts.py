@@ -17,8 +17,8 @@ PLACES = {"left of": "left", "right of": "right", "above": "above", "below": "be
 _RELATION = re.compile(r"^(.+?) (?:is )?(?:to the |on the )?(left of|right of|above|below) (.+)$")
 _OPENING = re.compile(r"^(?:an? )?(?:photo|picture|image|drawing|painting|rendering) of ")
 # In a noun these tell of more than a thing: then the prompt says something that is not checked here.
-_MORE = frozenset("in on at of with from to by near under over behind beside wearing holding riding and or no not without".split())
-_PLURALS = {"people": "person", "men": "man", "women": "woman", "children": "child", "knives": "knife", "mice": "mouse", "sheep": "sheep", "skis": "skis",
+_MORE = frozenset("in on at of with from to by near under over behind beside wearing holding riding and or no not without zero some many few several".split())
+_PLURALS = {"people": "person", "men": "man", "women": "woman", "children": "child", "buses": "bus", "knives": "knife", "mice": "mouse", "sheep": "sheep", "skis": "skis",
             "scissors": "scissors", "geese": "goose", "wolves": "wolf", "leaves": "leaf", "loaves": "loaf", "feet": "foot", "teeth": "tooth"}  # fmt: skip
 
 
