@@ -173,8 +173,13 @@ COMPARERS = {
         "secondlook.verify.by_features:similarity",
         "how alike two pictures are, by features (digits, glyphs) or pixels: (1 + cosine) / 2",
     ),
-    "dino": Row("secondlook.eyes.compare:dino", "how alike two pictures are to DINOv2 (2304.07193): (1 + cosine) / 2; Apache-2.0, 0.35 GB"),
-    "clip": Row("secondlook.eyes.compare:clip", "how alike two pictures are to CLIP ViT-L/14: (1 + cosine) / 2; MIT, 1.7 GB"),
+    "dino": Row(
+        "secondlook.eyes.compare:dino",
+        "how alike two pictures are to DINOv2 (2304.07193): (1 + cosine) / 2; Apache-2.0, 0.35 GB",
+    ),
+    "clip": Row(
+        "secondlook.eyes.compare:clip", "how alike two pictures are to CLIP ViT-L/14: (1 + cosine) / 2; MIT, 1.7 GB"
+    ),
     "learned": Row("secondlook.verify.compare:learned", "scenes: the shipped verifier's logits, by their difference"),
     "by_score": Row(
         "secondlook.verify.compare:by_score",

@@ -35,7 +35,9 @@ def open_clip_tower(w: State, start: str, x: Tensor, causal: bool) -> Tensor:
     mask = torch.ones(len(x), len(x)).tril().bool() if causal else None
     for n in range(depth):
         at = f"{start}transformer.resblocks.{n}."
-        q, k, v = (normed(w, f"{at}ln_1", x) @ w[f"{at}attn.in_proj_weight"].T + w[f"{at}attn.in_proj_bias"]).chunk(3, -1)
+        q, k, v = (normed(w, f"{at}ln_1", x) @ w[f"{at}attn.in_proj_weight"].T + w[f"{at}attn.in_proj_bias"]).chunk(
+            3, -1
+        )
         x = x + linear(w, f"{at}attn.out_proj", attended(q, k, v, x.shape[1] // 64, mask))
         x = x + linear(w, f"{at}mlp.c_proj", F.gelu(linear(w, f"{at}mlp.c_fc", normed(w, f"{at}ln_2", x))))
     return x
@@ -66,13 +68,19 @@ def imagereward(w: State, pixels: Tensor, ids: list[int], length: int = 35) -> f
         x = x + linear(w, f"{at}mlp.fc2", F.gelu(linear(w, f"{at}mlp.fc1", normed(w, f"{at}norm2", x, 1e-6))))
     seen = normed(w, f"{eye}norm", x, 1e-6)
     ids = ids[:length]
-    y = w[f"{text}embeddings.word_embeddings.weight"][ids] + w[f"{text}embeddings.position_embeddings.weight"][: len(ids)]
+    y = (
+        w[f"{text}embeddings.word_embeddings.weight"][ids]
+        + w[f"{text}embeddings.position_embeddings.weight"][: len(ids)]
+    )
     y = normed(w, f"{text}embeddings.LayerNorm", y, 1e-12)
     for n in range(len({k.split(".")[4] for k in w if k.startswith(f"{text}encoder.layer.")})):
         at = f"{text}encoder.layer.{n}."
         for part, other in (("attention", None), ("crossattention", seen)):
             source = y if other is None else other
-            q, k, v = (linear(w, f"{at}{part}.self.{name}", s) for name, s in (("query", y), ("key", source), ("value", source)))
+            q, k, v = (
+                linear(w, f"{at}{part}.self.{name}", s)
+                for name, s in (("query", y), ("key", source), ("value", source))
+            )
             found = linear(w, f"{at}{part}.output.dense", attended(q, k, v, y.shape[1] // 64))
             y = normed(w, f"{at}{part}.output.LayerNorm", found + y, 1e-12)
         wide = F.gelu(linear(w, f"{at}intermediate.dense", y))

@@ -23,7 +23,9 @@ from secondlook.verify import answers
 from tests import eyes_references
 
 transformers = pytest.importorskip("transformers")
-EYES = [n for n, row in VERIFIERS.items() if row.target.startswith("secondlook.eyes.") and ".ensemble:" not in row.target]
+EYES = [
+    n for n, row in VERIFIERS.items() if row.target.startswith("secondlook.eyes.") and ".ensemble:" not in row.target
+]
 PROMPTS = ("a red cup", "two dogs", "a cat left of a chair", "a red cup", "a clock")
 CONDITIONS = [Condition(p, label=i) for i, p in enumerate(PROMPTS)]
 CONTRACT = [t for t in dir(VerifierContract) if t.startswith("test_")]
@@ -100,16 +102,25 @@ def pixels_and_ids(folder: Path, picture: Tensor, prompt: str) -> tuple[Tensor, 
 
 
 def test_hpsv2_is_openclips_cosine_on_the_published_layout(eyes: dict[str, str], eyes_at: Path) -> None:
-    state = {k: v.float() for k, v in torch.load(eyes_at / "hpsv2" / "HPS_v2.1_compressed.pt", weights_only=True)["state_dict"].items()}
+    state = {
+        k: v.float()
+        for k, v in torch.load(eyes_at / "hpsv2" / "HPS_v2.1_compressed.pt", weights_only=True)["state_dict"].items()
+    }
     pictures = noise_pictures(5)
-    wanted = [eyes_references.open_clip_cosine(state, *pixels_and_ids(eyes_at / "hpsv2", p, c)) for p, c in zip(pictures, PROMPTS, strict=True)]
+    wanted = [
+        eyes_references.open_clip_cosine(state, *pixels_and_ids(eyes_at / "hpsv2", p, c))
+        for p, c in zip(pictures, PROMPTS, strict=True)
+    ]
     assert np.allclose(numbers(made(eyes, "hpsv2"), pictures), wanted, atol=1e-6)
 
 
 def test_imagereward_is_its_papers_on_the_published_layout(eyes: dict[str, str], eyes_at: Path) -> None:
     state = torch.load(eyes_at / "imagereward" / "ImageReward.pt", weights_only=True)
     pictures, prompts = noise_pictures(5), (*PROMPTS[:4], "many words that go on and on for longer than it reads")
-    wanted = [eyes_references.imagereward(state, *pixels_and_ids(eyes_at / "imagereward", p, c)) for p, c in zip(pictures[:4], prompts[:4], strict=True)]
+    wanted = [
+        eyes_references.imagereward(state, *pixels_and_ids(eyes_at / "imagereward", p, c))
+        for p, c in zip(pictures[:4], prompts[:4], strict=True)
+    ]
     assert np.allclose(numbers(made(eyes, "imagereward"), pictures[:4], CONDITIONS[:4]), wanted, atol=1e-4)
     with pytest.warns(Note, match=r'imagereward takes 33 of its 53 tokens and does not see ".*it reads"'):
         long = numbers(made(eyes, "imagereward"), pictures[4:], [Condition(prompts[4])])
@@ -117,11 +128,15 @@ def test_imagereward_is_its_papers_on_the_published_layout(eyes: dict[str, str],
     assert np.allclose(long, eyes_references.imagereward(state, pixels, [*ids[:34], ids[-1]]), atol=1e-4)
 
 
-def test_the_aesthetic_head_is_the_released_one_on_unit_features(eyes: dict[str, str], eyes_at: Path, tmp_path: Path) -> None:
+def test_the_aesthetic_head_is_the_released_one_on_unit_features(
+    eyes: dict[str, str], eyes_at: Path, tmp_path: Path
+) -> None:
     state = torch.load(eyes_at / "aesthetic" / "aesthetic-model.pth", weights_only=True)
     sizes = [(48, 32), (32, 16), (16, 8), (8, 4), (4, 1)]
     a, b, c, d, e = (nn.Linear(*s) for s in sizes)
-    released = nn.ModuleDict({"layers": nn.Sequential(a, nn.Dropout(0.2), b, nn.Dropout(0.2), c, nn.Dropout(0.1), d, e)}).eval()
+    released = nn.ModuleDict(
+        {"layers": nn.Sequential(a, nn.Dropout(0.2), b, nn.Dropout(0.2), c, nn.Dropout(0.1), d, e)}
+    ).eval()
     released.load_state_dict(state)
     network = transformers.CLIPModel.from_pretrained(eyes_at / "clip").eval()
     pictures = noise_pictures(3)
@@ -134,7 +149,9 @@ def test_the_aesthetic_head_is_the_released_one_on_unit_features(eyes: dict[str,
 
     save_file(state, tmp_path / "head.safetensors")
     text = f"aesthetic(model={str(eyes_at / 'clip')!r}, head={str(tmp_path)!r})"
-    assert numbers(make_named("verifier", text), pictures, [Condition()] * 3) == numbers(made(eyes, "aesthetic"), pictures, [Condition()] * 3)
+    assert numbers(make_named("verifier", text), pictures, [Condition()] * 3) == numbers(
+        made(eyes, "aesthetic"), pictures, [Condition()] * 3
+    )
 
 
 def test_classes_is_the_log_softmax_at_the_class_asked_for(eyes: dict[str, str], eyes_at: Path, tmp_path: Path) -> None:
@@ -142,14 +159,18 @@ def test_classes_is_the_log_softmax_at_the_class_asked_for(eyes: dict[str, str],
     network = transformers.ViTForImageClassification.from_pretrained(eyes_at / "classes").eval()
     processor = transformers.ViTImageProcessorPil.from_pretrained(eyes_at / "classes")
     with torch.inference_mode():
-        logits = network(pixel_values=processor(images=[p.numpy() for p in pictures], return_tensors="pt")["pixel_values"]).logits
+        logits = network(
+            pixel_values=processor(images=[p.numpy() for p in pictures], return_tensors="pt")["pixel_values"]
+        ).logits
     asked = [Condition(label=3), Condition("Cup"), Condition("a thing"), Condition(label=99)]
     found, wanted = numbers(made(eyes, "classes"), pictures, asked), logits.log_softmax(-1)
     assert np.allclose(found[:2], [wanted[0, 3], wanted[1, tiny.COCO.index("cup")]], atol=1e-5)
     assert math.isnan(found[2])
     assert math.isnan(found[3])
     (tmp_path / "names.txt").write_text("\n".join(tiny.COCO))
-    by_names = make_named("verifier", f"classes(model={str(eyes_at / 'clip')!r}, names={str(tmp_path / 'names.txt')!r})")
+    by_names = make_named(
+        "verifier", f"classes(model={str(eyes_at / 'clip')!r}, names={str(tmp_path / 'names.txt')!r})"
+    )
     texts = tuple(f"a photo of a {n}." for n in tiny.COCO)
     _, each = theirs(str(eyes_at / "clip"), "CLIPModel", pictures[:1].expand(len(texts), -1, -1, -1), texts)
     assert np.allclose(numbers(by_names, pictures[:1], [Condition(label=3)]), each.log_softmax(0)[3], atol=1e-5)
@@ -160,12 +181,19 @@ def test_likeness_is_the_cosine_of_the_librarys_features(name: str, kind: str, e
     comparer = make_named("comparer", f"{name}(model={str(eyes_at / kind)!r})")
     one, two = noise_pictures(3), noise_pictures(3, seed=1)
     cls = transformers.Dinov2Model if name == "dino" else transformers.CLIPModel
-    network, processor = cls.from_pretrained(eyes_at / kind).eval(), transformers.AutoImageProcessor.from_pretrained(eyes_at / kind, backend="pil")
+    network, processor = (
+        cls.from_pretrained(eyes_at / kind).eval(),
+        transformers.AutoImageProcessor.from_pretrained(eyes_at / kind, backend="pil"),
+    )
     features = []
     with torch.inference_mode():
         for some in (one, two):
             pixels = processor(images=[p.numpy() for p in some], return_tensors="pt")["pixel_values"]
-            features.append(network(pixel_values=pixels).last_hidden_state[:, 0] if name == "dino" else network.get_image_features(pixels).pooler_output)
+            features.append(
+                network(pixel_values=pixels).last_hidden_state[:, 0]
+                if name == "dino"
+                else network.get_image_features(pixels).pooler_output
+            )
     wanted = (1 + torch.cosine_similarity(*features)) / 2
     assert torch.allclose(comparer(one, two, [Condition()] * 3).float(), wanted, atol=1e-5)
     assert torch.allclose(comparer(one, one, [Condition()] * 3), torch.ones(3, dtype=torch.float64), atol=1e-6)
@@ -188,12 +216,21 @@ def test_each_comparer_keeps_the_contract(name: str, test: str, eyes_at: Path) -
 # ---- what is refused, and how ------------------------------------------------------------------------------------------------
 
 
-def test_weights_that_are_nowhere_are_missed_in_one_sentence_that_names_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_weights_that_are_nowhere_are_missed_in_one_sentence_that_names_the_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    for text, model in {"clip": "openai/clip-vit-large-patch14", "imagereward": "THUDM/ImageReward", "hpsv2": "xswu/HPSv2"}.items():
-        with pytest.raises(ConfigError, match=rf"\"{model}\" is not on this machine .* `hf download {model} --local-dir DIR` .*{text}\(model='DIR'\)"):
+    for text, model in {
+        "clip": "openai/clip-vit-large-patch14",
+        "imagereward": "THUDM/ImageReward",
+        "hpsv2": "xswu/HPSv2",
+    }.items():
+        with pytest.raises(
+            ConfigError,
+            match=rf"\"{model}\" is not on this machine .* `hf download {model} --local-dir DIR` .*{text}\(model='DIR'\)",
+        ):
             make_named("verifier", text)
     with pytest.raises(ConfigError, match="There is no folder"):
         make_named("verifier", f"clip(model={str(tmp_path / 'nothing')!r})")

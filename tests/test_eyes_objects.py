@@ -33,13 +33,17 @@ def theirs(kind: str, folder: str, picture: Tensor) -> list[tuple[str, float, li
     with torch.inference_mode():
         if kind == "owlv2":
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-            inputs |= tokenizer([f"a photo of a {n}" for n in NAMES], padding="max_length", max_length=32, return_tensors="pt")
+            inputs |= tokenizer(
+                [f"a photo of a {n}" for n in NAMES], padding="max_length", max_length=32, return_tensors="pt"
+            )
         if kind == "grounding_dino":
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
             inputs |= tokenizer(". ".join(NAMES[:3]) + ".", return_tensors="pt", return_token_type_ids=True)
         out = network(**inputs)
         if kind == "grounding_dino":
-            found = transformers.GroundingDinoProcessor(processor, tokenizer).post_process_grounded_object_detection(out, inputs["input_ids"], LEAST, LEAST, size)[0]
+            found = transformers.GroundingDinoProcessor(processor, tokenizer).post_process_grounded_object_detection(
+                out, inputs["input_ids"], LEAST, LEAST, size
+            )[0]
             rows = zip(found["text_labels"], found["scores"].tolist(), found["boxes"].tolist(), strict=True)
         else:
             found = processor.post_process_object_detection(out, LEAST, size)[0]
@@ -84,7 +88,9 @@ def test_mask2formers_boxes_are_around_its_masks_and_its_scores_the_librarys(eye
     known = processor.post_process_instance_segmentation(out, LEAST, return_binary_maps=True)[0]["segments_info"]
     scores = [(s["label_id"], s["score"]) for s in known]
     assert len(found.scores) >= 2
-    for label, score, box, mask in zip(found.labels.tolist(), found.scores.tolist(), found.boxes.int().tolist(), found.masks, strict=True):  # type: ignore[arg-type]
+    for label, score, box, mask in zip(
+        found.labels.tolist(), found.scores.tolist(), found.boxes.int().tolist(), found.masks, strict=True
+    ):  # type: ignore[arg-type]
         assert any(a == label and abs(b - score) < 2e-2 for a, b in scores)
         inside = torch.zeros_like(mask)
         inside[box[1] : box[3], box[0] : box[2]] = True
@@ -119,7 +125,9 @@ READ = {
     "a photo of four knives": Facts((Wanted("knife", 4),)),
     "3 teddy bears": Facts((Wanted("teddy bear", 3),)),
     "a photo of a bench and a sports ball": Facts((Wanted("bench"), Wanted("sports ball"))),
-    "A photo of a purple wine glass and a black apple.": Facts((Wanted("wine glass", None, "purple"), Wanted("apple", None, "black"))),
+    "A photo of a purple wine glass and a black apple.": Facts(
+        (Wanted("wine glass", None, "purple"), Wanted("apple", None, "black"))
+    ),
     "a photo of a dog right of a teddy bear": Facts((Wanted("dog"), Wanted("teddy bear")), "right"),
     "a red cup to the left of an orange": Facts((Wanted("cup", None, "red"), Wanted("orange")), "left"),
     "a cat above two buses": Facts((Wanted("cat"), Wanted("bus", 2)), "above"),
@@ -133,7 +141,19 @@ def test_a_prompt_of_genevals_kinds_is_read(prompt: str) -> None:
     assert parse(prompt) == READ[prompt]
 
 
-@pytest.mark.parametrize("prompt", ["a red fox in the snow, golden hour", "a man riding a horse", "", "zero cats", "a very large old grey cat", "cats and cats", "42", "no dogs"])
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a red fox in the snow, golden hour",
+        "a man riding a horse",
+        "",
+        "zero cats",
+        "a very large old grey cat",
+        "cats and cats",
+        "42",
+        "no dogs",
+    ],
+)
 def test_of_other_prompts_nothing_is_guessed(prompt: str) -> None:
     assert parse(prompt) is None
 
@@ -151,14 +171,20 @@ class Scripted:
 
     def __call__(self, pictures: Tensor, names: Sequence[str]) -> list[Found]:
         boxes = torch.tensor([r[2] for r in self.rows]).reshape(-1, 4)
-        return [Found(boxes, torch.tensor([r[0] for r in self.rows], dtype=torch.int64), torch.tensor([r[1] for r in self.rows]))] * len(pictures)
+        return [
+            Found(
+                boxes,
+                torch.tensor([r[0] for r in self.rows], dtype=torch.int64),
+                torch.tensor([r[1] for r in self.rows]),
+            )
+        ] * len(pictures)
 
 
 class Painted:
     """Colours that are told by the mean of a box, not by a network."""
 
-    class inner:  # noqa: N801
-        class _use:  # noqa: N801
+    class inner:
+        class _use:
             held = None
 
     def __call__(self, picture: Tensor, box: Tensor, mask: Any, noun: str) -> np.ndarray:
@@ -220,7 +246,9 @@ def test_a_place_is_told_from_centres() -> None:
     [(LEFT, RIGHT, {"left"}), (RIGHT, LEFT, {"right"}), ([0, 0, 4, 4], [10, 10, 14, 14], {"left", "above"}), (LEFT, LEFT, set()),
      ([0, 0, 10, 10], [2, 0, 12, 10], set()), ([0, 0, 10, 10], [0, 12, 10, 22], {"above"})],
 )  # fmt: skip
-def test_one_is_beside_another_by_more_than_a_tenth_of_their_sizes(one: list[float], other: list[float], wanted: set[str]) -> None:
+def test_one_is_beside_another_by_more_than_a_tenth_of_their_sizes(
+    one: list[float], other: list[float], wanted: set[str]
+) -> None:
     assert placed(torch.tensor(one), torch.tensor(other)) == wanted
 
 
@@ -240,11 +268,15 @@ def test_colours_are_clips_zero_shot_over_the_mean_of_three_templates(eyes_at: P
     processor = transformers.CLIPImageProcessorPil.from_pretrained(eyes_at / "clip")
     tokenizer = transformers.AutoTokenizer.from_pretrained(eyes_at / "clip")
     with torch.inference_mode():
-        seen = network.get_image_features(processor(images=[picture[9:41, 4:50].numpy()], return_tensors="pt")["pixel_values"]).pooler_output[0]
+        seen = network.get_image_features(
+            processor(images=[picture[9:41, 4:50].numpy()], return_tensors="pt")["pixel_values"]
+        ).pooler_output[0]
         texts = []
         for c in COLOURS:
             lines = [f"a photo of a {c} cup", f"a photo of a {c}-colored cup", f"a photo of a {c} object"]
-            each = [network.get_text_features(**tokenizer(line, return_tensors="pt")).pooler_output[0] for line in lines]
+            each = [
+                network.get_text_features(**tokenizer(line, return_tensors="pt")).pooler_output[0] for line in lines
+            ]
             texts.append(torch.stack([e / e.norm() for e in each]).mean(0))
         wanted = (100 * torch.cosine_similarity(torch.stack(texts), seen[None])).softmax(0)
     found = colours(picture, torch.tensor([4.2, 9.5, 49.5, 40.9]), None, "cup")

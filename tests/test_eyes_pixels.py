@@ -21,9 +21,18 @@ DEMO = Path(__file__).resolve().parents[1] / "docs" / "pictures" / "demo.png"
 SIZES = [(64, 64), (50, 83), (90, 61), (20, 24)]
 PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "clip": ("CLIP", {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}),
-    "clip, crop larger than the edge": ("CLIP", {"size": {"shortest_edge": 30}, "crop_size": {"height": 37, "width": 35}}),
-    "dinov2": ("Bit", {"size": {"shortest_edge": 36}, "crop_size": {"height": 31, "width": 31}, "image_mean": [0.485, 0.456, 0.406]}),
-    "siglip": ("Siglip", {"size": {"height": 48, "width": 40}, "resample": 2, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}),
+    "clip, crop larger than the edge": (
+        "CLIP",
+        {"size": {"shortest_edge": 30}, "crop_size": {"height": 37, "width": 35}},
+    ),
+    "dinov2": (
+        "Bit",
+        {"size": {"shortest_edge": 36}, "crop_size": {"height": 31, "width": 31}, "image_mean": [0.485, 0.456, 0.406]},
+    ),
+    "siglip": (
+        "Siglip",
+        {"size": {"height": 48, "width": 40}, "resample": 2, "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
+    ),
     "vit": ("ViT", {"size": {"height": 33, "width": 33}, "resample": 2}),
     "detr": ("Detr", {"size": {"shortest_edge": 48, "longest_edge": 70}}),
     "grounding_dino": ("GroundingDino", {"size": {"shortest_edge": 40, "longest_edge": 90}}),
@@ -62,7 +71,9 @@ def test_a_filter_that_no_judge_uses_is_refused() -> None:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", list(PROCESSORS))
 @pytest.mark.parametrize("by", ["pillow", "windows"])
-def test_prepared_pictures_are_the_processors(by: str, name: str, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prepared_pictures_are_the_processors(
+    by: str, name: str, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """To 1e-5 of a value whose spread is one, where 1e-3 was asked for: what is resized is the same to the bit."""
     if by == "windows":
         monkeypatch.setattr(pixels, "resize", windowed)
@@ -91,6 +102,10 @@ def test_a_processor_that_is_not_known_is_asked_itself() -> None:
 
 
 def test_what_is_no_picture_is_refused() -> None:
-    for bad in (torch.zeros(2, 8, 8, 3), torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(8, 8, 3, dtype=torch.uint8)):
+    for bad in (
+        torch.zeros(2, 8, 8, 3),
+        torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
+        torch.zeros(8, 8, 3, dtype=torch.uint8),
+    ):
         with pytest.raises(ShapeError, match=r"clip reads uint8 pictures \[B, H, W, 3\]"):
             check("clip", bad)

@@ -28,7 +28,9 @@ TWO = "brightness, sharpness"
 
 
 def test_judges_that_name_the_same_weights_share_one_network(eyes: dict[str, str], eyes_at: Path) -> None:
-    some = [make_named("verifier", eyes[n]) for n in ("clip", "aesthetic", "objects")] + [make_named("comparer", f"clip(model={str(eyes_at / 'clip')!r})")]
+    some = [make_named("verifier", eyes[n]) for n in ("clip", "aesthetic", "objects")] + [
+        make_named("comparer", f"clip(model={str(eyes_at / 'clip')!r})")
+    ]
     assert some[0].network is some[1].network is some[2].colours.network is some[3].network
     other = make_named("verifier", eyes["clip"][:-1] + ", dtype='bfloat16')")
     assert other.network is not some[0].network
@@ -74,7 +76,9 @@ def test_what_of_a_long_prompt_is_not_read_is_said_once(eyes: dict[str, str]) ->
 def test_offloaded_and_half_precise_judges_agree(eyes: dict[str, str]) -> None:
     conditions = [Condition("a red cup")] * 2
     wanted = make_named("verifier", eyes["clip"])(noise_pictures(2), conditions)
-    offloaded = make_named("verifier", eyes["clip"][:-1] + ", offload=True, device='cpu')")(noise_pictures(2), conditions)
+    offloaded = make_named("verifier", eyes["clip"][:-1] + ", offload=True, device='cpu')")(
+        noise_pictures(2), conditions
+    )
     half = make_named("verifier", eyes["clip"][:-1] + ", dtype='bfloat16')")(noise_pictures(2), conditions)
     assert torch.equal(wanted, offloaded)
     assert torch.allclose(wanted, half, atol=1.0)
@@ -93,7 +97,9 @@ def test_a_judge_works_where_the_generator_does_unless_it_is_told_otherwise(eyes
     assert told._use.held.settle() == torch.device("cpu")
 
 
-def test_a_judge_that_does_not_fit_beside_the_generator_goes_to_the_cpu_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_judge_that_does_not_fit_beside_the_generator_goes_to_the_cpu_and_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     held = load.Held(torch.nn.Linear(4, 4), "auto")
     held.near = torch.device("cuda:1")
     free = {"bytes": load.SPARE // 2}
@@ -136,7 +142,9 @@ def test_weights_that_changed_under_a_run_are_refused_at_resume(role: str, tmp_p
 @pytest.mark.parametrize("change", ["tokenizer", "processor", "head"])
 def test_all_that_decides_a_number_is_part_of_what_a_run_remembers(change: str, tmp_path: Path) -> None:
     folder, head = tiny.save("clip", tmp_path / "clip"), tiny.save("aesthetic", tmp_path / "head")
-    text = f"aesthetic(model={str(folder)!r}, head={str(head)!r})" if change == "head" else f"clip(model={str(folder)!r})"
+    text = (
+        f"aesthetic(model={str(folder)!r}, head={str(head)!r})" if change == "head" else f"clip(model={str(folder)!r})"
+    )
     before = settings_of(make_named("verifier", text))
     assert settings_of(make_named("verifier", text)) == before
     used = make_named("verifier", text)
@@ -147,7 +155,11 @@ def test_all_that_decides_a_number_is_part_of_what_a_run_remembers(change: str, 
         tiny.save("aesthetic", head, seed=1)
     else:
         had = file.read_text()
-        changed = had.replace('"resample": 3', '"resample": 2') if change == "processor" else had.replace('"!"', '"\\u2603"', 1)
+        changed = (
+            had.replace('"resample": 3', '"resample": 2')
+            if change == "processor"
+            else had.replace('"!"', '"\\u2603"', 1)
+        )
         assert changed != had
         file.write_text(changed)
     assert settings_of(make_named("verifier", text)) != before
@@ -191,7 +203,11 @@ def test_where_a_member_cannot_judge_the_ensemble_cannot(eyes: dict[str, str]) -
 
 
 def test_members_are_parted_at_commas_outside_brackets() -> None:
-    assert ensemble.parts("clip(model='a, b', batch=2), mean(of='x, y'),z") == ["clip(model='a, b', batch=2)", "mean(of='x, y')", "z"]
+    assert ensemble.parts("clip(model='a, b', batch=2), mean(of='x, y'),z") == [
+        "clip(model='a, b', batch=2)",
+        "mean(of='x, y')",
+        "z",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -209,7 +225,9 @@ def test_a_rank_is_chosen_from_by_rank_mean_unless_another_selector_is_named(tmp
     assert selector_of("mean") is None
     assert selector_of(None) is None
     for select in (None, "best"):
-        secondlook.draw("a red circle", "random(n=4)", tmp_path / str(select), steps=2, verifier=f"rank(of='{TWO}')", select=select)
+        secondlook.draw(
+            "a red circle", "random(n=4)", tmp_path / str(select), steps=2, verifier=f"rank(of='{TWO}')", select=select
+        )
         record = Record.read(Store.open(tmp_path / str(select)))
         assert record.selector == (select or "rank_mean")
         assert {tuple(o.components) for o in record.of(0)} == {("brightness", "sharpness")}
@@ -224,6 +242,7 @@ def test_an_ensemble_tells_its_members_where_the_generator_works(eyes: dict[str,
 
 def test_pictures_and_prompts_of_a_published_score_have_the_published_scale() -> None:
     """What is made of a cosine of 0.26 at CLIP's temperature of 100."""
+
     class Network(torch.nn.Module):
         logit_scale = math.log(100.0)
 

@@ -8,7 +8,8 @@ batch is one row unless another is named; elsewhere it is ``BATCH``. Batches of 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,8 @@ class Eye(ABC):
     def __init__(self, name: str, held: Held, prepare: Prepare, *, batch: int = 0, offload: bool = False):
         if isinstance(batch, bool) or not 0 <= batch <= 4096:
             raise ConfigError(f"{name}: batch is from 1 to 4096, or 0 for the usual; got {batch!r}.")
-        self.name, self.network, self.made = name, held.network, {"pixels": dict(prepare.facts)}
+        self.name, self.network = name, held.network
+        self.made: dict[str, Any] = {"pixels": dict(prepare.facts)}
         self._use = Use(held, prepare, batch, offload)
 
     def beside(self, device: torch.device | None) -> None:
@@ -53,14 +55,18 @@ class Eye(ABC):
     def __call__(self, samples: Tensor, conditions: Sequence[Condition]) -> Tensor:
         check(self.name, samples)
         if len(samples) != len(conditions):
-            raise ShapeError(f"{len(samples)} pictures came with {len(conditions)} conditions; give one for each picture.")
+            raise ShapeError(
+                f"{len(samples)} pictures came with {len(conditions)} conditions; give one for each picture."
+            )
         out = torch.full((len(samples),), torch.nan, dtype=torch.float64)
         rows = [i for i, c in enumerate(conditions) if self.reads(c)]
         if not rows:
             return out
         with self._use.held.on(self._use.offload) as device:
             for some, pixels in self._use.batches(samples, rows, device):
-                out[some] = torch.from_numpy(np.asarray(self.judge(pixels, [conditions[i] for i in some], device), dtype=np.float64))
+                out[some] = torch.from_numpy(
+                    np.asarray(self.judge(pixels, [conditions[i] for i in some], device), dtype=np.float64)
+                )
         return out
 
 
@@ -70,7 +76,7 @@ class Use:
     def __init__(self, held: Held, prepare: Prepare, batch: int, offload: bool):
         self.held, self.prepare, self.batch, self.offload = held, prepare, batch, offload
 
-    def batches(self, samples: Tensor, rows: Sequence[int], device: torch.device):  # type: ignore[no-untyped-def]
+    def batches(self, samples: Tensor, rows: Sequence[int], device: torch.device) -> Iterator[tuple[list[int], Tensor]]:
         """The given rows, some at a time, with their prepared pixels [batch, 3, h, w] in the network's dtype."""
         size = self.batch or (1 if device.type == "cpu" else BATCH)
         dtype = next(self.held.network.parameters()).dtype

@@ -14,7 +14,7 @@ from torch import Tensor
 from secondlook.errors import ConfigError
 from secondlook.eyes import load
 from secondlook.eyes.base import Eye
-from secondlook.eyes.clip import HUNDRED, PROCESSOR, TwoEncoders, two_encoders
+from secondlook.eyes.clip import HUNDRED, TwoEncoders, two_encoders
 from secondlook.eyes.load import Held
 from secondlook.eyes.pixels import Prepare
 from secondlook.types import Condition, Verifier
@@ -44,7 +44,9 @@ class _Classes(Eye):
         return known.get(str(condition.prompt).strip().lower())
 
     def numbers(self, logits: np.ndarray, conditions: Sequence[Condition]) -> np.ndarray:
-        return np.array([log_probability(row, int(self.asked(c) or 0)) for row, c in zip(logits, conditions, strict=True)])
+        return np.array(
+            [log_probability(row, int(self.asked(c) or 0)) for row, c in zip(logits, conditions, strict=True)]
+        )
 
 
 class ByClassifier(_Classes):
@@ -56,7 +58,9 @@ class ByClassifier(_Classes):
         self.names = tuple(str(known[i]) for i in range(len(known)))  # type: ignore[index,arg-type]
 
     def judge(self, pixels: Tensor, conditions: Sequence[Condition], device: torch.device) -> np.ndarray:
-        return self.numbers(self.network(pixel_values=pixels).logits[: len(conditions)].double().cpu().numpy(), conditions)
+        return self.numbers(
+            self.network(pixel_values=pixels).logits[: len(conditions)].double().cpu().numpy(), conditions
+        )
 
 
 class ByNames(_Classes):
@@ -73,7 +77,14 @@ class ByNames(_Classes):
         return self.numbers(np.array([[scale * float(np.sum(row * t)) for t in texts] for row in seen]), conditions)
 
 
-def classes(model: str = MODEL, names: str = "", device: str = "auto", dtype: str = "float32", batch: int = 0, offload: bool = False) -> Verifier:
+def classes(
+    model: str = MODEL,
+    names: str = "",
+    device: str = "auto",
+    dtype: str = "float32",
+    batch: int = 0,
+    offload: bool = False,
+) -> Verifier:
     """log p(class | picture). model: an image classifier (DINOv2 with its ImageNet head, ViT, ...), or with ``names`` a CLIP. names: a text file
     with a class's name on each line, by number. NaN where a condition names no class that is known."""
     if not names:
@@ -82,7 +93,9 @@ def classes(model: str = MODEL, names: str = "", device: str = "auto", dtype: st
     try:
         lines = [line.strip() for line in Path(names).read_text().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f'classes: names must be a text file with a class on each line; "{names}" cannot be read ({error}).') from None
+        raise ConfigError(
+            f'classes: names must be a text file with a class on each line; "{names}" cannot be read ({error}).'
+        ) from None
     if not lines:
         raise ConfigError(f'classes: "{names}" names no class.')
     inner = two_encoders("classes", model, "CLIPModel", dtype, device, model, HUNDRED)

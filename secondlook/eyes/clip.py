@@ -76,23 +76,30 @@ def two_encoders(what: str, model: str, kind: str, dtype: str, device: str, defa
                  held: Held | None = None, **use: Any) -> TwoEncoders:  # fmt: skip
     """Network, processor and tokenizer together. default: whose processor and tokenizer serve where ``model`` has none of its own."""
     held = held or load.network(f"{what}(model", model, kind, dtype, device)
-    prepare = Prepare(load.processor(f"{what}(processor", load.beside(model, default, PROCESSOR)))
-    tokenizer = load.tokenizer(f"{what}(processor", load.beside(model, default, load.TOKENS))
-    config = held.network.config.text_config  # type: ignore[union-attr]
-    words = Words(tokenizer, int(config.max_position_embeddings), what, full)
+    option = f"{what}({'model' if default == model else 'processor'}"
+    prepare = Prepare(load.processor(option, load.beside(model, default, PROCESSOR)))
+    tokenizer = load.tokenizer(option, load.beside(model, default, load.TOKENS))
+    config: Any = held.network.config
+    words = Words(tokenizer, int(config.text_config.max_position_embeddings), what, full)
     return TwoEncoders(what, held, prepare, words, score, **use)
 
 
-def clip(model: str = CLIP_L, device: str = "auto", dtype: str = "float32", batch: int = 0, offload: bool = False) -> Verifier:
+def clip(
+    model: str = CLIP_L, device: str = "auto", dtype: str = "float32", batch: int = 0, offload: bool = False
+) -> Verifier:
     """CLIPScore (2104.08718) on the scale of 100 cos, as most tables have it: the paper's is 2.5 max(cos, 0), the same order where cos is
     above 0, and this one is not cut off there, so that bad pictures can still be told apart."""
     return two_encoders("clip", model, "CLIPModel", dtype, device, model, HUNDRED, batch=batch, offload=offload)
 
 
-def siglip(model: str = SIGLIP, device: str = "auto", dtype: str = "float32", batch: int = 0, offload: bool = False) -> Verifier:
+def siglip(
+    model: str = SIGLIP, device: str = "auto", dtype: str = "float32", batch: int = 0, offload: bool = False
+) -> Verifier:
     """SigLIP 2's logit exp(t) cos + b (2303.15343, sec. 3; 2502.14786); its sigmoid is the probability that picture and prompt belong
     together. The prompt is padded to the network's 64 tokens, as in training."""
-    return two_encoders("siglip", model, "SiglipModel", dtype, device, model, LOGIT, full=True, batch=batch, offload=offload)
+    return two_encoders(
+        "siglip", model, "SiglipModel", dtype, device, model, LOGIT, full=True, batch=batch, offload=offload
+    )
 
 
 def pickscore(model: str = PICKSCORE, processor: str = CLIP_H, device: str = "auto", dtype: str = "float32", batch: int = 0,
@@ -117,7 +124,9 @@ def hpsv2(model: str = HPS, version: str = "2.1", processor: str = CLIP_H, devic
             return open_clip.clip_of(load.state_of(path), path).to(number)
 
         held = load.share(("open_clip", *load.identity("hpsv2(model", str(path)), dtype), device, make)
-    return two_encoders("hpsv2", model, "CLIPModel", dtype, device, processor, COSINE, held=held, batch=batch, offload=offload)
+    return two_encoders(
+        "hpsv2", model, "CLIPModel", dtype, device, processor, COSINE, held=held, batch=batch, offload=offload
+    )
 
 
 def _in_transformers(model: str) -> bool:

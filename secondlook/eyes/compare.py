@@ -28,7 +28,8 @@ class Alike:
     symmetric = True
 
     def __init__(self, name: str, held: Held, prepare: Prepare, *, batch: int = 0, offload: bool = False):
-        self.name, self.network, self.made = name, held.network, {"pixels": dict(prepare.facts)}
+        self.name, self.network = name, held.network
+        self.made: dict[str, Any] = {"pixels": dict(prepare.facts)}
         self._use = Use(held, prepare, batch, offload)
 
     def beside(self, device: torch.device | None) -> None:
@@ -54,16 +55,28 @@ class Alike:
 
     def _features(self, pixels: Tensor) -> Tensor:
         project: Any = getattr(self.network, "get_image_features", None)
-        return project(pixel_values=pixels).pooler_output if project else self.network(pixel_values=pixels).pooler_output
+        return (
+            project(pixel_values=pixels).pooler_output if project else self.network(pixel_values=pixels).pooler_output
+        )
 
 
-def dino(model: str = DINO, device: str = "auto", dtype: str = "float32", batch: int = 0, offload: bool = False) -> Comparer:
+def dino(
+    model: str = DINO, device: str = "auto", dtype: str = "float32", batch: int = 0, offload: bool = False
+) -> Comparer:
     """Likeness to DINOv2: what things are and where, little of style and colour."""
     held = load.network("dino(model", model, "Dinov2Model", dtype, device)
     return Alike("dino", held, Prepare(load.processor("dino(model", model)), batch=batch, offload=offload)
 
 
-def clip(model: str = CLIP_L, device: str = "auto", dtype: str = "float32", batch: int = 0, offload: bool = False) -> Comparer:
+def clip(
+    model: str = CLIP_L, device: str = "auto", dtype: str = "float32", batch: int = 0, offload: bool = False
+) -> Comparer:
     """Likeness to CLIP: what a caption would say; shares its network with the verifiers of the same weights."""
     held = load.network("clip(model", model, "CLIPModel", dtype, device)
-    return Alike("clip", held, Prepare(load.processor("clip(model", load.beside(model, model, PROCESSOR))), batch=batch, offload=offload)
+    return Alike(
+        "clip",
+        held,
+        Prepare(load.processor("clip(model", load.beside(model, model, PROCESSOR))),
+        batch=batch,
+        offload=offload,
+    )

@@ -50,7 +50,8 @@ class _Detector:
     """look: (network, pixels [1, 3, h, w], names, (height, width)) to the boxes in the network's own measure, labels, scores and masks."""
 
     def __init__(self, name: str, held: Held, prepare: Prepare, offload: bool = False):
-        self.name, self.network, self.made = name, held.network, {"pixels": dict(prepare.facts)}
+        self.name, self.network = name, held.network
+        self.made: dict[str, Any] = {"pixels": dict(prepare.facts)}
         self.held, self.prepare, self.offload = held, prepare, offload
 
     @torch.inference_mode()
@@ -64,10 +65,19 @@ class _Detector:
                 boxes, labels, scores, masks = self.look(self.prepare(row.to(device)).to(dtype), list(names), size)
                 keep = torch.nonzero(scores > LEAST).flatten()
                 keep = keep[torch.argsort(scores[keep], descending=True, stable=True)]
-                out.append(Found(boxes[keep].float().cpu(), labels[keep].cpu(), scores[keep].float().cpu(), None if masks is None else masks[keep].cpu()))
+                out.append(
+                    Found(
+                        boxes[keep].float().cpu(),
+                        labels[keep].cpu(),
+                        scores[keep].float().cpu(),
+                        None if masks is None else masks[keep].cpu(),
+                    )
+                )
         return out
 
-    def look(self, pixels: Tensor, names: list[str], size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def look(
+        self, pixels: Tensor, names: list[str], size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         raise AssertionError("a detector of a kind looks")
 
 
@@ -86,10 +96,22 @@ class Owl(_Detector):
         self.tokenizer = tokenizer
         self.made["words"] = load.words_digest(tokenizer)
 
-    def look(self, pixels: Tensor, names: list[str], size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def look(
+        self, pixels: Tensor, names: list[str], size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         length = int(self.network.config.text_config.max_position_embeddings)  # type: ignore[union-attr,arg-type]
-        texts = self.tokenizer([f"a photo of a {n}" for n in names], padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-        found = self.network(pixel_values=pixels, input_ids=texts["input_ids"].to(pixels.device), attention_mask=texts["attention_mask"].to(pixels.device))
+        texts = self.tokenizer(
+            [f"a photo of a {n}" for n in names],
+            padding="max_length",
+            truncation=True,
+            max_length=length,
+            return_tensors="pt",
+        )
+        found = self.network(
+            pixel_values=pixels,
+            input_ids=texts["input_ids"].to(pixels.device),
+            attention_mask=texts["attention_mask"].to(pixels.device),
+        )
         best = found.logits[0].float().max(-1)
         side = max(size)  # the picture was padded to a square
         return corners(found.pred_boxes[0], side, side), best.indices, best.values.sigmoid(), None
@@ -105,7 +127,9 @@ class Grounding(_Detector):
         self.made["words"] = load.words_digest(tokenizer)
         self._texts: Memory[tuple[dict[str, Tensor], list[list[int]]]] = Memory()
 
-    def look(self, pixels: Tensor, names: list[str], size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def look(
+        self, pixels: Tensor, names: list[str], size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         text, spans = self._texts.get(". ".join(names) + ".", self._read)
         found = self.network(pixel_values=pixels, **{k: v.to(pixels.device) for k, v in text.items()})
         shares = found.logits[0].float().sigmoid()
@@ -129,11 +153,14 @@ class Closed(_Detector):
     """A detector with classes of its own: names are looked up among them; one that it does not know is never found, and a note says so."""
 
     def columns(self, names: list[str]) -> list[int | None]:
-        known = {_spelled(str(v)): int(k) for k, v in dict(self.network.config.id2label).items()}  # type: ignore[union-attr,call-overload]
+        config: Any = self.network.config
+        known = {_spelled(str(v)): int(k) for k, v in config.id2label.items()}
         found = [known.get(_spelled(n)) for n in names]
         for name, at in zip(names, found, strict=True):
             if at is None:
-                note(f'The detector {self.name} knows no "{name}" among its {len(known)} classes, so it finds none; grounding_dino and owlv2 look for any word.')
+                note(
+                    f'The detector {self.name} knows no "{name}" among its {len(known)} classes, so it finds none; grounding_dino and owlv2 look for any word.'
+                )
         return found
 
     def labelled(self, shares: Tensor, names: list[str]) -> tuple[Tensor, Tensor]:
@@ -150,7 +177,9 @@ class Closed(_Detector):
 class Detr(Closed):
     """DETR (2005.12872): a query's label is its most probable class."""
 
-    def look(self, pixels: Tensor, names: list[str], size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def look(
+        self, pixels: Tensor, names: list[str], size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         found = self.network(pixel_values=pixels)
         labels, scores = self.labelled(found.logits[0].float().softmax(-1)[:, :-1], names)
         return corners(found.pred_boxes[0], size[1], size[0]), labels, scores, None
@@ -160,11 +189,19 @@ class Mask2Former(Closed):
     """Mask2Former (2112.01527), which GenEval looks with: a query's score is its class probability times the mean of its mask's probability
     inside the mask; its box is the mask's. A query gives its most probable class, where the released code may give it several."""
 
-    def look(self, pixels: Tensor, names: list[str], size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def look(
+        self, pixels: Tensor, names: list[str], size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         found = self.network(pixel_values=pixels)
         labels, scores = self.labelled(found.class_queries_logits[0].float().softmax(-1)[:, :-1], names)
         rows = torch.nonzero(scores > LEAST).flatten()
-        masks = torch.nn.functional.interpolate(found.masks_queries_logits[:, rows].float(), size=size, mode="bilinear", align_corners=False)[0] if len(rows) else None
+        masks = (
+            torch.nn.functional.interpolate(
+                found.masks_queries_logits[:, rows].float(), size=size, mode="bilinear", align_corners=False
+            )[0]
+            if len(rows)
+            else None
+        )
         if masks is None:
             return pixels.new_zeros(0, 4), labels[rows], scores[rows], torch.zeros(0, *size, dtype=torch.bool)
         inside = masks > 0
@@ -192,11 +229,17 @@ KINDS: dict[str, tuple[type[_Detector], str, str]] = {
     "owlv2": (Owl, "Owlv2ForObjectDetection", "google/owlv2-base-patch16-ensemble"),
     "grounding_dino": (Grounding, "GroundingDinoForObjectDetection", "IDEA-Research/grounding-dino-base"),
     "detr": (Detr, "DetrForObjectDetection", "facebook/detr-resnet-50@no_timm"),
-    "mask2former": (Mask2Former, "Mask2FormerForUniversalSegmentation", "facebook/mask2former-swin-small-coco-instance"),
+    "mask2former": (
+        Mask2Former,
+        "Mask2FormerForUniversalSegmentation",
+        "facebook/mask2former-swin-small-coco-instance",
+    ),
 }
 
 
-def detector(kind: str, model: str = "", device: str = "auto", dtype: str = "float32", offload: bool = False) -> Detector:
+def detector(
+    kind: str, model: str = "", device: str = "auto", dtype: str = "float32", offload: bool = False
+) -> Detector:
     """A detector by its kind, with the published weights or those of a folder or hub id. ConfigError for another kind."""
     if kind not in KINDS:
         raise ConfigError(f'There is no detector "{kind}"; {nearest(kind, KINDS)}')

@@ -33,7 +33,9 @@ SCALES: dict[str, tuple[float, float]] = {
 class Combined:
     """A ``types.Verifier`` of several. least: the smallest z-score in place of their mean. NaN where a member could not judge."""
 
-    def __init__(self, name: str, members: Sequence[Verifier], scales: Sequence[tuple[float, float]], least: bool = False):
+    def __init__(
+        self, name: str, members: Sequence[Verifier], scales: Sequence[tuple[float, float]], least: bool = False
+    ):
         names = [m.name for m in members]
         if len(members) < 2 or len(set(names)) < len(names):
             raise ConfigError(f"{name} combines two verifiers or more, each once; got {', '.join(names) or 'none'}.")
@@ -43,7 +45,9 @@ class Combined:
     @property
     def network(self) -> torch.nn.ModuleList:
         """All that the members look with."""
-        return torch.nn.ModuleList(n for m in self.members if isinstance(n := getattr(m, "network", None), torch.nn.Module))
+        return torch.nn.ModuleList(
+            n for m in self.members if isinstance(n := getattr(m, "network", None), torch.nn.Module)
+        )
 
     @property
     def oracle(self) -> bool:
@@ -95,12 +99,18 @@ def _combined(name: str, of: str, scales: Any, least: bool = False) -> Combined:
     known = {**SCALES, **(scales or {})}
     for text, member in zip(texts, members, strict=True):
         if member.name not in known:
-            raise ConfigError(f'{name}: no centre and spread are known of "{parse_call(text, "verifier").name}"; give them, scales={{{member.name!r}: (centre, spread)}}.')
+            raise ConfigError(
+                f'{name}: no centre and spread are known of "{parse_call(text, "verifier").name}"; give them, scales={{{member.name!r}: (centre, spread)}}.'
+            )
     return Combined(name, members, [known[m.name] for m in members], least)
 
 
 def _is_scale(value: Any) -> bool:
-    numbers = isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value)
+    numbers = (
+        isinstance(value, (tuple, list))
+        and len(value) == 2
+        and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value)
+    )
     return bool(numbers and value[1] > 0)
 
 

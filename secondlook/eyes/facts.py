@@ -12,12 +12,43 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")  # GenEval's
-NUMBERS = {w: i for i, w in enumerate("one two three four five six seven eight nine ten".split(), 1)}
+NUMBERS = {
+    w: i for i, w in enumerate(["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"], 1)
+}
 PLACES = {"left of": "left", "right of": "right", "above": "above", "below": "below"}
 _RELATION = re.compile(r"^(.+?) (?:is )?(?:to the |on the )?(left of|right of|above|below) (.+)$")
 _OPENING = re.compile(r"^(?:an? )?(?:photo|picture|image|drawing|painting|rendering) of ")
 # In a noun these tell of more than a thing: then the prompt says something that is not checked here.
-_MORE = frozenset("in on at of with from to by near under over behind beside wearing holding riding and or no not without zero some many few several".split())
+_MORE = frozenset(
+    [
+        "in",
+        "on",
+        "at",
+        "of",
+        "with",
+        "from",
+        "to",
+        "by",
+        "near",
+        "under",
+        "over",
+        "behind",
+        "beside",
+        "wearing",
+        "holding",
+        "riding",
+        "and",
+        "or",
+        "no",
+        "not",
+        "without",
+        "zero",
+        "some",
+        "many",
+        "few",
+        "several",
+    ]
+)
 _PLURALS = {"people": "person", "men": "man", "women": "woman", "children": "child", "buses": "bus", "knives": "knife", "mice": "mouse", "sheep": "sheep", "skis": "skis",
             "scissors": "scissors", "geese": "goose", "wolves": "wolf", "leaves": "leaf", "loaves": "loaf", "feet": "foot", "teeth": "tooth"}  # fmt: skip
 
@@ -62,7 +93,13 @@ def _thing(text: str) -> Wanted | None:
         words = words[1:]
     colour = words[0] if len(words) > 1 and words[0] in COLOURS else None
     noun = words[1:] if colour else words
-    if not noun or len(noun) > 3 or count == 0 or not all(re.fullmatch(r"[a-z][a-z-]*", w) for w in noun) or _MORE & set(noun):
+    if (
+        not noun
+        or len(noun) > 3
+        or count == 0
+        or not all(re.fullmatch(r"[a-z][a-z-]*", w) for w in noun)
+        or _MORE & set(noun)
+    ):
         return None
     if count is not None and count > 1:
         noun = [*noun[:-1], singular(noun[-1])]

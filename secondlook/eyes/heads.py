@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,11 @@ def linear_stack(state: Mapping[str, Tensor], path: Path) -> nn.Sequential:
     numbers = sorted({int(k.split(".")[-2]) for k in state if k.startswith("layers.") and k.split(".")[-2].isdigit()})
     wanted = {f"layers.{n}.{end}" for n in numbers for end in ("weight", "bias")}
     shapes = [tuple(state[f"layers.{n}.weight"].shape) for n in numbers] if wanted == state.keys() and numbers else []
-    chained = all(a[0] == b[1] for a, b in zip(shapes, shapes[1:], strict=False))
+    chained = all(a[0] == b[1] for a, b in itertools.pairwise(shapes))
     if not shapes or not chained or shapes[-1][0] != 1:
-        raise ConfigError(f'"{path}" holds no stack of linear layers that ends in one number; expected layers.N.weight and layers.N.bias.')
+        raise ConfigError(
+            f'"{path}" holds no stack of linear layers that ends in one number; expected layers.N.weight and layers.N.bias.'
+        )
     layers = []
     for n, (outputs, inputs) in zip(numbers, shapes, strict=True):
         layer = nn.Linear(inputs, outputs)
@@ -57,7 +60,9 @@ class Aesthetic(Eye):
         self.head = head
         inputs, features = head[0].in_features, int(held.network.config.projection_dim)  # type: ignore[union-attr,arg-type]
         if inputs != features:
-            raise ConfigError(f"aesthetic: the head reads {inputs} features, and the CLIP has {features}; the published head is for ViT-L/14 (768).")
+            raise ConfigError(
+                f"aesthetic: the head reads {inputs} features, and the CLIP has {features}; the published head is for ViT-L/14 (768)."
+            )
 
     def reads(self, condition: Condition) -> bool:
         return True
@@ -67,7 +72,14 @@ class Aesthetic(Eye):
         return applied(self.head, features[: len(conditions)])
 
 
-def aesthetic(model: str = CLIP_L, head: str = HEAD, device: str = "auto", dtype: str = "float32", batch: int = 0, offload: bool = False) -> Verifier:
+def aesthetic(
+    model: str = CLIP_L,
+    head: str = HEAD,
+    device: str = "auto",
+    dtype: str = "float32",
+    batch: int = 0,
+    offload: bool = False,
+) -> Verifier:
     """LAION's aesthetic predictor v2 (2210.08402, sec. 5): people's ratings foretold by a linear map of unit CLIP ViT-L/14 features. head: its file
     (.pth or .safetensors), a folder with it, or a hub id. The prompt is not read."""
     path = load.file_of("aesthetic(head", head, HEAD_FILES)

@@ -28,7 +28,10 @@ MODEL = "THUDM/ImageReward"
 FILE = "ImageReward.pt"
 BERT = "google-bert/bert-base-uncased"
 LENGTH = 35  # tokens of a prompt that it reads
-MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of its rewards on its own data: it is reported as (reward - mean) / std
+MEAN, STD = (
+    0.16717362830052426,
+    1.0333394966054072,
+)  # of its rewards on its own data: it is reported as (reward - mean) / std
 _VISION = (
     (r"cls_token", "embeddings.class_embedding"), (r"pos_embed", "embeddings.position_embedding"), (r"patch_embed\.proj\.", "embeddings.patch_embedding."),
     (r"norm\.", "post_layernorm."), (r"blocks\.(\d+)\.norm", r"encoder.layers.\1.layer_norm"), (r"blocks\.(\d+)\.attn\.qkv\.", r"encoder.layers.\1.self_attn.qkv."),
@@ -48,7 +51,9 @@ class Parts(nn.Module):
         """Pictures [B, 3, h, w], token ids and mask [B, L] to what the first token has become, [B, D]."""
         seen = self.vision(pixel_values=pixels).last_hidden_state
         whole = torch.ones(seen.shape[:2], dtype=torch.int64, device=seen.device)
-        return self.text(input_ids=ids, attention_mask=mask, encoder_hidden_states=seen, encoder_attention_mask=whole).last_hidden_state[:, 0]
+        return self.text(
+            input_ids=ids, attention_mask=mask, encoder_hidden_states=seen, encoder_attention_mask=whole
+        ).last_hidden_state[:, 0]
 
 
 def parts_of(state: Mapping[str, Tensor], path: Path) -> tuple[Parts, nn.Sequential]:
@@ -90,7 +95,10 @@ def _configs(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Any
 
     eye, text = "blip.visual_encoder.", "blip.text_encoder."
     patch, places = state[f"{eye}patch_embed.proj.weight"], state[f"{eye}pos_embed"].shape[1]
-    words, key = state[f"{text}embeddings.word_embeddings.weight"], state[f"{text}encoder.layer.0.crossattention.self.key.weight"]
+    words, key = (
+        state[f"{text}embeddings.word_embeddings.weight"],
+        state[f"{text}encoder.layer.0.crossattention.self.key.weight"],
+    )
     width, hidden = patch.shape[0], words.shape[1]
     vision = {"hidden_size": width, "intermediate_size": len(state[f"{eye}blocks.0.mlp.fc1.bias"]), "num_hidden_layers": depth(f"{eye}blocks."),
               "num_attention_heads": max(1, width // 64), "patch_size": patch.shape[-1], "image_size": int((places - 1) ** 0.5) * patch.shape[-1],
@@ -104,7 +112,9 @@ def _configs(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Any
 
 def processor(side: int) -> Any:
     """The published preprocessing: Pillow's bicubic to ``side`` on the short edge, the middle square, CLIP's mean and spread."""
-    return load.transformers().CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+    return load.transformers().CLIPImageProcessorPil(
+        size={"shortest_edge": side}, crop_size={"height": side, "width": side}
+    )
 
 
 class ImageReward(Eye):
@@ -125,7 +135,14 @@ class ImageReward(Eye):
         return (applied(self.head, features.double().cpu().numpy()) - MEAN) / STD
 
 
-def imagereward(model: str = MODEL, tokenizer: str = BERT, device: str = "auto", dtype: str = "float32", batch: int = 0, offload: bool = False) -> Verifier:
+def imagereward(
+    model: str = MODEL,
+    tokenizer: str = BERT,
+    device: str = "auto",
+    dtype: str = "float32",
+    batch: int = 0,
+    offload: bool = False,
+) -> Verifier:
     """ImageReward (2304.05977). model: the published file, a folder with it, or its hub id. tokenizer: BERT's uncased, where the folder has none.
     A prompt is read up to 35 tokens."""
     path = load.file_of("imagereward(model", model, (FILE,))

@@ -91,7 +91,9 @@ def refuse_device(device: str) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
-        raise ConfigError(f'device="{device}" cannot be used here ({reason}); it is auto, cpu, cuda, cuda:N or mps.') from None
+        raise ConfigError(
+            f'device="{device}" cannot be used here ({reason}); it is auto, cpu, cuda, cuda:N or mps.'
+        ) from None
 
 
 def dtype_of(name: str) -> torch.dtype:
@@ -106,7 +108,9 @@ def transformers() -> Any:
     try:
         import transformers as package
     except ImportError as error:
-        raise MissingExtra(f"Judges with published weights need transformers ({error}): pip install 'secondlook[hub]'") from None
+        raise MissingExtra(
+            f"Judges with published weights need transformers ({error}): pip install 'secondlook[hub]'"
+        ) from None
     return package
 
 
@@ -179,7 +183,9 @@ def network(what: str, model: str, kind: str, dtype: str, device: str) -> Held:
 
     def make() -> nn.Module:
         cls = getattr(transformers(), kind)
-        found, facts = fetched(what, model, lambda n, **r: cls.from_pretrained(n, dtype=number, output_loading_info=True, **r))
+        found, facts = fetched(
+            what, model, lambda n, **r: cls.from_pretrained(n, dtype=number, output_loading_info=True, **r)
+        )
         lacking = [*facts["missing_keys"], *(k[0] for k in facts["mismatched_keys"])]
         if lacking:
             more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
@@ -243,7 +249,11 @@ def state_of(path: Path) -> dict[str, Tensor]:
         reason = textwrap.shorten(f"{type(error).__name__}: {error}", 160, placeholder="…")
         raise DamagedError(f'The weights "{path}" cannot be read without running code in them ({reason}).') from None
     inner = found.get("state_dict", found) if isinstance(found, dict) else {}
-    tensors = {str(k).removeprefix("module."): v for k, v in inner.items() if isinstance(v, Tensor)} if isinstance(inner, dict) else {}
+    tensors = (
+        {str(k).removeprefix("module."): v for k, v in inner.items() if isinstance(v, Tensor)}
+        if isinstance(inner, dict)
+        else {}
+    )
     if not tensors:
         raise DamagedError(f'The file "{path}" holds no tensors by name.')
     return tensors
@@ -254,7 +264,9 @@ def filled(module: nn.Module, state: dict[str, Tensor], path: Path) -> nn.Module
     own = module.state_dict()
     odd = sorted((own.keys() ^ state.keys()) | {k for k in own.keys() & state.keys() if own[k].shape != state[k].shape})
     if odd:
-        raise ConfigError(f'"{path}" does not fit a {type(module).__name__}: {odd[0]} ({len(odd)} in all) is not there, of another shape, or not known.')
+        raise ConfigError(
+            f'"{path}" does not fit a {type(module).__name__}: {odd[0]} ({len(odd)} in all) is not there, of another shape, or not known.'
+        )
     module.load_state_dict(state)
     return module
 

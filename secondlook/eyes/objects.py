@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from secondlook.errors import ConfigError, ShapeError
-from secondlook.eyes import load
 from secondlook.eyes.clip import CLIP_L, HUNDRED, TwoEncoders, two_encoders
 from secondlook.eyes.detect import Detector, Found, detector
 from secondlook.eyes.facts import COLOURS, Facts, Wanted, parse
@@ -60,7 +59,9 @@ class Colours:
         with use.held.on(use.offload) as device:
             [(_, pixels)] = list(use.batches(picture[None, top:below, left:right], [0], device))
             seen = self.inner.seen(pixels)[0]
-            texts = [np.mean([self.inner.said(t.format(colour=c, noun=noun), device) for t in TEMPLATES], 0) for c in COLOURS]
+            texts = [
+                np.mean([self.inner.said(t.format(colour=c, noun=noun), device) for t in TEMPLATES], 0) for c in COLOURS
+            ]
         logits = np.array([100 * float(np.sum(seen * t)) / math.sqrt(float(np.sum(t * t))) for t in texts])
         shares: np.ndarray = np.exp(logits - logits.max())
         return shares / shares.sum()
@@ -90,7 +91,9 @@ class Objects:
     def __call__(self, samples: Tensor, conditions: Sequence[Condition]) -> dict[str, Tensor]:
         check(self.name, samples)
         if len(samples) != len(conditions):
-            raise ShapeError(f"{len(samples)} pictures came with {len(conditions)} conditions; give one for each picture.")
+            raise ShapeError(
+                f"{len(samples)} pictures came with {len(conditions)} conditions; give one for each picture."
+            )
         columns = {n: torch.full((len(samples),), torch.nan, dtype=torch.float64) for n in ("score", *COMPONENTS)}
         for row, condition in enumerate(conditions):
             facts = None if condition.prompt is None else parse(condition.prompt)
@@ -130,25 +133,38 @@ class Objects:
         mask = None if found.masks is None else found.masks[at]
         shares = self.colours(picture.cpu(), found.boxes[at], mask, thing.noun)
         asked = COLOURS.index(str(thing.colour))
-        return Said("colour", float(found.scores[at]) * float(shares[asked]), bool(int(shares.argmax()) == asked and found.scores[at] > self.threshold))
+        return Said(
+            "colour",
+            float(found.scores[at]) * float(shares[asked]),
+            bool(int(shares.argmax()) == asked and found.scores[at] > self.threshold),
+        )
 
     def _placed(self, found: Found, one: int | None, other: int | None, place: str) -> Said:
         if one is None or other is None:
             return Said("place", 0.0, False)
         right = place in placed(found.boxes[one], found.boxes[other])
         sure = float(found.scores[one]) * float(found.scores[other])
-        return Said("place", sure if right else 0.0, right and min(float(found.scores[one]), float(found.scores[other])) > self.threshold)
+        return Said(
+            "place",
+            sure if right else 0.0,
+            right and min(float(found.scores[one]), float(found.scores[other])) > self.threshold,
+        )
 
     @staticmethod
     def summed(said: Sequence[Said]) -> dict[str, float]:
         """The score and the components of a picture."""
         kinds: dict[str, list[float]] = {k: [s.sure for s in said if s.kind == k] for k in COMPONENTS[1:]}
         means = {k: (math.fsum(v) / len(v) if v else math.nan) for k, v in kinds.items()}
-        return {"score": math.fsum(s.sure for s in said) / len(said), "right": float(all(s.holds for s in said)), **means}
+        return {
+            "score": math.fsum(s.sure for s in said) / len(said),
+            "right": float(all(s.holds for s in said)),
+            **means,
+        }
 
 
 def placed(one: Tensor, other: Tensor) -> set[str]:
     """Where the box ``one`` [4] is of ``other``: its centre's offset, less a tenth of both sizes, brought to length 1, points so by more than a half."""
+
     def centre(box: Tensor) -> np.ndarray:
         return np.array([(float(box[0]) + float(box[2])) / 2, (float(box[1]) + float(box[3])) / 2])
 
@@ -161,14 +177,23 @@ def placed(one: Tensor, other: Tensor) -> set[str]:
     if length < 1e-3:
         return set()
     x, y = moved / length
-    return {name for name, holds in (("left", x < -0.5), ("right", x > 0.5), ("above", y < -0.5), ("below", y > 0.5)) if holds}
+    return {
+        name
+        for name, holds in (("left", x < -0.5), ("right", x > 0.5), ("above", y < -0.5), ("below", y > 0.5))
+        if holds
+    }
 
 
 def objects(detector: str = "owlv2", model: str = "", colours: str = CLIP_L, threshold: float = 0.3, counting: float = 0.5, device: str = "auto",
             dtype: str = "float32", offload: bool = False) -> Verifier:  # fmt: skip
     """detector: owlv2, grounding_dino, detr or mask2former; model: its folder or hub id. colours: the CLIP that names them. threshold, counting: the scores from
     which a box is there, and is counted; GenEval's 0.3 and 0.9 are for its own Mask2Former."""
-    return Objects(_detector(detector, model, device=device, dtype=dtype, offload=offload), _colours(colours, device, dtype, offload), threshold, counting)
+    return Objects(
+        _detector(detector, model, device=device, dtype=dtype, offload=offload),
+        _colours(colours, device, dtype, offload),
+        threshold,
+        counting,
+    )
 
 
 _detector: Any = detector

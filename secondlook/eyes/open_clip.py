@@ -13,8 +13,18 @@ from torch import Tensor, nn
 from secondlook.errors import ConfigError
 from secondlook.eyes.load import filled, transformers
 
-HEAD = {1280: 80, 1408: 88, 1664: 104}  # width of an attention head by the width of the picture's transformer; 64 for all others
-_PARTS = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "attn.out_proj": "self_attn.out_proj", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
+HEAD = {
+    1280: 80,
+    1408: 88,
+    1664: 104,
+}  # width of an attention head by the width of the picture's transformer; 64 for all others
+_PARTS = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "attn.out_proj": "self_attn.out_proj",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
 _ENDS = {
     "visual.class_embedding": "vision_model.embeddings.class_embedding",
     "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
@@ -29,7 +39,10 @@ _ENDS = {
     "ln_final.bias": "text_model.final_layer_norm.bias",
     "logit_scale": "logit_scale",
 }
-_TURNED = {"visual.proj": "visual_projection.weight", "text_projection": "text_projection.weight"}  # there the input comes first
+_TURNED = {
+    "visual.proj": "visual_projection.weight",
+    "text_projection": "text_projection.weight",
+}  # there the input comes first
 _IGNORED = ("attn_mask",)  # a constant that old files keep
 
 
@@ -68,8 +81,8 @@ def _of_block(key: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
     number, _, rest = key.partition("resblocks.")[2].partition(".")
     start = f"{side}.encoder.layers.{number}"
     if rest.startswith("attn.in_proj_"):
-        for name, part in zip("qkv", value.chunk(3), strict=True):
-            yield f"{start}.self_attn.{name}_proj.{rest.removeprefix('attn.in_proj_')}", part.clone()
+        for name, third in zip("qkv", value.chunk(3), strict=True):
+            yield f"{start}.self_attn.{name}_proj.{rest.removeprefix('attn.in_proj_')}", third.clone()
         return
     part, _, end = rest.rpartition(".")
     yield (f"{start}.{_PARTS[part]}.{end}" if part in _PARTS else key), value

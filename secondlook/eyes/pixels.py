@@ -28,7 +28,9 @@ _FACTS = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_re
 def check(name: str, samples: Tensor) -> None:
     """ShapeError for what are not uint8 pictures [B, H, W, 3]."""
     if samples.dtype != torch.uint8 or samples.ndim != 4 or samples.shape[3] != 3 or 0 in samples.shape[1:]:
-        raise ShapeError(f"{name} reads uint8 pictures [B, H, W, 3]; it was given {samples.dtype} {list(samples.shape)}.")
+        raise ShapeError(
+            f"{name} reads uint8 pictures [B, H, W, 3]; it was given {samples.dtype} {list(samples.shape)}."
+        )
 
 
 class Prepare:
@@ -46,7 +48,10 @@ class Prepare:
             return found.to(pictures.device)
         x = self._squared(pictures) if self.kind == "Owlv2" else self._resized(pictures)
         if self.facts["do_normalize"]:
-            mean, std = (torch.tensor(self.facts[n], dtype=torch.float32, device=x.device).view(1, -1, 1, 1) for n in ("image_mean", "image_std"))
+            mean, std = (
+                torch.tensor(self.facts[n], dtype=torch.float32, device=x.device).view(1, -1, 1, 1)
+                for n in ("image_mean", "image_std")
+            )
             x = (x - mean) / std
         return x.contiguous()
 
@@ -85,7 +90,9 @@ class Prepare:
         x = pictures.permute(0, 3, 1, 2).float() * self.facts["rescale_factor"]
         x = torch.nn.functional.pad(x, (0, side - width, 0, side - height))
         kind = torch.float32 if x.device.type == "mps" else torch.float64
-        down, across = (torch.from_numpy(_zoom(side, self.facts["size"][n])).to(x.device, kind) for n in ("height", "width"))
+        down, across = (
+            torch.from_numpy(_zoom(side, self.facts["size"][n])).to(x.device, kind) for n in ("height", "width")
+        )
         out = torch.stack([down @ row @ across.T for row in x.to(kind)])  # each alone: the same numbers in any company
         low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
         return torch.minimum(torch.maximum(out.float(), low), high)

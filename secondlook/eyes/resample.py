@@ -99,7 +99,9 @@ def resize(pictures: Tensor, size: tuple[int, int], kind: int) -> Tensor:
     ``PIL.Image.Resampling``; ConfigError for another, and for "nearest", which no judge uses. On the CPU Pillow itself does it, which
     is ten times as fast there."""
     if kind not in FILTERS:
-        raise ConfigError(f"Pictures are resized by Pillow's filters number 1 to 5 here; the configuration names {kind}.")
+        raise ConfigError(
+            f"Pictures are resized by Pillow's filters number 1 to 5 here; the configuration names {kind}."
+        )
     if pictures.device.type == "cpu":
         resized = [np.array(Image.fromarray(p.numpy()).resize(size[::-1], kind)) for p in pictures]
         return torch.from_numpy(np.stack(resized))

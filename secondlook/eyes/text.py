@@ -48,6 +48,12 @@ class Words:
         """Token ids and mask, int64 [1, L] each. said: the prompt that a note names, where ``text`` is made of one."""
         with hushed(*CUT):
             note_cuts(said or text, {self.name: (self.tokenizer, room(self.tokenizer, self.most))})
-            found = self.tokenizer(text, truncation=True, max_length=self.most, padding="max_length" if self.full else False, return_tensors="pt")
+            found = self.tokenizer(
+                text,
+                truncation=True,
+                max_length=self.most,
+                padding="max_length" if self.full else False,
+                return_tensors="pt",
+            )
         ids = found["input_ids"]
         return {"input_ids": ids, "attention_mask": found.get("attention_mask", torch.ones_like(ids))}

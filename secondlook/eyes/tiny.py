@@ -70,14 +70,20 @@ def _square(side: int) -> dict[str, Any]:
 
 
 def _clip(folder: Path) -> None:
-    clip_model().save_pretrained(folder)
+    clip_model().save_pretrained(folder)  # type: ignore[operator]
     _pixels("CLIP", folder, **_square(SIDE))
     letters(77).save_pretrained(folder)
 
 
 def _siglip(folder: Path) -> None:
-    _two("Siglip", {"image_size": SIDE, "patch_size": 8}, {"vocab_size": 258, "max_position_embeddings": 64, "projection_size": 64}).save_pretrained(folder)  # type: ignore[operator]
-    _pixels("Siglip", folder, size={"height": SIDE, "width": SIDE}, resample=2, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    _two(
+        "Siglip",
+        {"image_size": SIDE, "patch_size": 8},
+        {"vocab_size": 258, "max_position_embeddings": 64, "projection_size": 64},
+    ).save_pretrained(folder)  # type: ignore[operator]
+    _pixels(
+        "Siglip", folder, size={"height": SIDE, "width": SIDE}, resample=2, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
     letters(64).save_pretrained(folder)
 
 
@@ -107,7 +113,10 @@ def open_clip_layout(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _hpsv2(folder: Path) -> None:
-    torch.save({"state_dict": {k: v.half() for k, v in open_clip_layout(clip_model()).items()}}, folder / "HPS_v2.1_compressed.pt")
+    torch.save(
+        {"state_dict": {k: v.half() for k, v in open_clip_layout(clip_model()).items()}},
+        folder / "HPS_v2.1_compressed.pt",
+    )
     _pixels("CLIP", folder, **_square(SIDE))
     letters(77).save_pretrained(folder)
 
@@ -115,7 +124,7 @@ def _hpsv2(folder: Path) -> None:
 def stack(inputs: int) -> dict[str, Tensor]:
     """The published head's layers for features of another width."""
     sizes = {0: (inputs, 32), 2: (32, 16), 4: (16, 8), 6: (8, 4), 7: (4, 1)}
-    out = {}
+    out: dict[str, Tensor] = {}
     for n, (i, o) in sizes.items():
         out |= {f"layers.{n}.weight": torch.randn(o, i) / i**0.5, f"layers.{n}.bias": torch.randn(o) * 0.1}
     return out
@@ -129,7 +138,11 @@ def _imagereward(folder: Path) -> None:
     from transformers.models.blip.modeling_blip_text import BlipTextModel
 
     package = transformers()
-    vision = _wake(package.BlipVisionModel(package.BlipVisionConfig(**_encoder(image_size=SIDE, patch_size=8, layer_norm_eps=1e-6))))
+    vision = _wake(
+        package.BlipVisionModel(
+            package.BlipVisionConfig(**_encoder(image_size=SIDE, patch_size=8, layer_norm_eps=1e-6))
+        )
+    )
     text = _encoder(vocab_size=258, encoder_hidden_size=64, max_position_embeddings=64, is_decoder=True, pad_token_id=0)
     reader = _wake(BlipTextModel(package.BlipTextConfig(**text), add_pooling_layer=False))
     state = {f"blip.text_encoder.{k}": v for k, v in reader.state_dict().items()}
@@ -152,7 +165,14 @@ def _timm(key: str) -> str:
 def _dino(folder: Path) -> None:
     package = transformers()
     _wake(package.Dinov2Model(package.Dinov2Config(**_encoder(image_size=28, patch_size=14)))).save_pretrained(folder)  # type: ignore[operator]
-    _pixels("Bit", folder, size={"shortest_edge": 32}, crop_size={"height": 28, "width": 28}, image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225])
+    _pixels(
+        "Bit",
+        folder,
+        size={"shortest_edge": 32},
+        crop_size={"height": 28, "width": 28},
+        image_mean=[0.485, 0.456, 0.406],
+        image_std=[0.229, 0.224, 0.225],
+    )
 
 
 def _classes(folder: Path) -> None:
@@ -172,7 +192,13 @@ def _owlv2(folder: Path) -> None:
 
 
 def _resnet() -> Any:
-    return transformers().ResNetConfig(embedding_size=16, hidden_sizes=[16, 16, 32, 32], depths=[1, 1, 1, 1], layer_type="basic", out_features=["stage4"])
+    return transformers().ResNetConfig(
+        embedding_size=16,
+        hidden_sizes=[16, 16, 32, 32],
+        depths=[1, 1, 1, 1],
+        layer_type="basic",
+        out_features=["stage4"],
+    )
 
 
 def _detr(folder: Path) -> None:
@@ -190,7 +216,14 @@ def _swin() -> Any:
 
 def _grounding_dino(folder: Path) -> None:
     package = transformers()
-    text = package.BertConfig(vocab_size=258, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48, max_position_embeddings=128)
+    text = package.BertConfig(
+        vocab_size=258,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=128,
+    )
     swin = _swin()
     swin.out_features = ["stage2", "stage3", "stage4"]
     config = package.GroundingDinoConfig(backbone_config=swin, text_config=text, d_model=64, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
