@@ -174,6 +174,27 @@ def test_a_run_with_a_judge_of_published_weights_is_resumed_bit_for_bit(eyes: di
     assert again[0].score == whole[0].score
 
 
+def test_self_supervised_asks_a_likeness_of_features_where_one_is_named(eyes_at: Path, tmp_path: Path) -> None:
+    dino = f"dino(model={str(eyes_at / 'dino')!r})"
+    secondlook.draw(
+        "a red circle", "self_supervised(n=2)", tmp_path / "run", steps=4, verifier="brightness", comparer=dino
+    )
+    preferences = [o.preference for o in Record.read(Store.open(tmp_path / "run")).of(0) if o.finished]
+    assert len(preferences) == 2
+    assert all(p is not None and 0 < p < 1 for p in preferences)
+
+
+def test_a_pipeline_without_a_named_verifier_says_that_none_reads_the_prompt_and_what_to_try(tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    from secondlook.adapters import tiny as pipelines
+
+    with pytest.warns(
+        Note,
+        match="No verifier was named, so sharpness guides, .* none reads the prompt .* try pickscore, imagereward or clip first",
+    ):
+        secondlook.draw("a red cube", "random(n=1)", tmp_path / "run", model=pipelines.make("sana"), steps=2)
+
+
 # ---- several as one --------------------------------------------------------------------------------------------------------
 
 
