@@ -95,6 +95,14 @@ def test_a_score_of_two_encoders_is_the_librarys(name: str, eyes: dict[str, str]
     assert torch.allclose(torch.tensor(numbers(made(eyes, name), pictures), dtype=torch.float64), wanted, atol=2e-5)
 
 
+def test_siglip_reads_small_letters_as_it_was_trained_and_clip_what_its_tokenizer_does(eyes: dict[str, str]) -> None:
+    picture = noise_pictures(1)
+    for name, same in (("siglip", True), ("clip", False)):
+        verifier = made(eyes, name)
+        found = [numbers(verifier, picture, [Condition(p)]) for p in ("a Red CUP", "a red cup")]
+        assert (found[0] == found[1]) == same
+
+
 def pixels_and_ids(folder: Path, picture: Tensor, prompt: str) -> tuple[Tensor, list[int]]:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     processor = transformers.CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})

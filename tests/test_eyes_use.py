@@ -110,6 +110,26 @@ def test_a_judge_that_does_not_fit_beside_the_generator_goes_to_the_cpu_and_says
     assert held.settle() == torch.device("cuda:1")
 
 
+def test_a_run_tells_its_judges_where_the_generator_works(eyes: dict[str, str], tmp_path: Path) -> None:
+    verifier = make_named("verifier", eyes["clip"])
+    verifier._use.held.near = None
+    secondlook.draw("a red circle", "random(n=1)", tmp_path / "run", steps=2, verifier=verifier)
+    assert verifier._use.held.near == torch.device("cpu")
+
+
+def test_an_offloaded_network_is_on_its_device_only_while_it_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+    moves: list[str] = []
+    for offload, wanted in ((False, ["cuda"]), (True, ["cuda", "cpu"])):
+        moves.clear()
+        held = load.Held(torch.nn.Linear(4, 4), "auto")
+        held.place = torch.device("cuda")
+        monkeypatch.setattr(held.network, "to", lambda place: moves.append(str(place)))
+        with held.on(offload) as device:
+            assert device == torch.device("cuda")
+            assert moves == ["cuda"]
+        assert moves == wanted
+
+
 # ---- a run remembers weights ---------------------------------------------------------------------------------------------
 
 

@@ -50,11 +50,11 @@ class TwoEncoders(Eye):
         """Prepared pictures [n, 3, h, w] to unit features [n, D] float64."""
         return unit(self.network.get_image_features(pixel_values=pixels).pooler_output)  # type: ignore[operator]
 
-    def said(self, prompt: str, device: torch.device, about: str | None = None) -> np.ndarray:
-        """A prompt's unit features [D] float64; encoded once. about: the prompt that a note on its length names."""
+    def said(self, prompt: str, device: torch.device) -> np.ndarray:
+        """A prompt's unit features [D] float64; encoded once."""
 
         def encode(text: str) -> np.ndarray:
-            found = {k: v.to(device) for k, v in self.words(text, about).items()}
+            found = {k: v.to(device) for k, v in self.words(text).items()}
             if self.words.full:  # SigLIP reads its padding too, as it was trained to
                 found.pop("attention_mask")
             return unit(self.network.get_text_features(**found).pooler_output)[0]  # type: ignore[operator]
@@ -80,7 +80,7 @@ def two_encoders(what: str, model: str, kind: str, dtype: str, device: str, defa
     prepare = Prepare(load.processor(option, load.beside(model, default, PROCESSOR)))
     tokenizer = load.tokenizer(option, load.beside(model, default, load.TOKENS))
     config: Any = held.network.config
-    words = Words(tokenizer, int(config.text_config.max_position_embeddings), what, full)
+    words = Words(tokenizer, int(config.text_config.max_position_embeddings), what, full, small=full)
     return TwoEncoders(what, held, prepare, words, score, **use)
 
 
@@ -96,7 +96,7 @@ def siglip(
     model: str = SIGLIP, device: str = "auto", dtype: str = "float32", batch: int = 0, offload: bool = False
 ) -> Verifier:
     """SigLIP 2's logit exp(t) cos + b (2303.15343, sec. 3; 2502.14786); its sigmoid is the probability that picture and prompt belong
-    together. The prompt is padded to the network's 64 tokens, as in training."""
+    together. The prompt is read in small letters and padded to the network's 64 tokens, as in training."""
     return two_encoders(
         "siglip", model, "SiglipModel", dtype, device, model, LOGIT, full=True, batch=batch, offload=offload
     )

@@ -37,7 +37,7 @@ _VISION = (
     (r"norm\.", "post_layernorm."), (r"blocks\.(\d+)\.norm", r"encoder.layers.\1.layer_norm"), (r"blocks\.(\d+)\.attn\.qkv\.", r"encoder.layers.\1.self_attn.qkv."),
     (r"blocks\.(\d+)\.attn\.proj\.", r"encoder.layers.\1.self_attn.projection."), (r"blocks\.(\d+)\.mlp\.", r"encoder.layers.\1.mlp."),
 )  # fmt: skip
-_IGNORED = ("blip.text_encoder.embeddings.position_ids",)
+_UNUSED = ("embeddings.position_ids", "pooler.")
 
 
 class Parts(nn.Module):
@@ -68,23 +68,20 @@ def parts_of(state: Mapping[str, Tensor], path: Path) -> tuple[Parts, nn.Sequent
     made = Parts(package.BlipVisionModel(package.BlipVisionConfig(**vision)),
                  BlipTextModel(package.BlipTextConfig(**text), add_pooling_layer=False))  # fmt: skip
     head = {k.removeprefix("mlp."): v for k, v in state.items() if k.startswith("mlp.")}
-    filled = load.filled(made, dict(renamed({k: v for k, v in state.items() if not k.startswith("mlp.")})), path)
+    filled = load.filled(made, dict(renamed(state)), path)
     return filled, linear_stack(head, path)  # type: ignore[return-value]
 
 
 def renamed(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """The encoders' weights under the names of transformers, float32."""
+    """The encoders' weights under the names of transformers, float32. What else a BLIP has for its training (projections, a pooler) is
+    left out: the released code reads files so (``strict=False``), and the reward does not pass through it."""
+    eye, text = "blip.visual_encoder.", "blip.text_encoder."
     for key, value in state.items():
-        if key in _IGNORED:
+        rest = key.removeprefix(text).removeprefix(eye)
+        if rest == key or rest.startswith(_UNUSED):
             continue
-        new = key
-        if key.startswith("blip.text_encoder."):
-            new = "text." + key.removeprefix("blip.text_encoder.")
-        elif key.startswith("blip.visual_encoder."):
-            rest = key.removeprefix("blip.visual_encoder.")
-            found = [re.sub(rf"^{there}", here, rest) for there, here in _VISION if re.match(there, rest)]
-            new = f"vision.{found[0]}" if found else key
-        yield new, value.float()
+        found = [re.sub(rf"^{there}", here, rest) for there, here in _VISION if re.match(there, rest)]
+        yield (f"text.{rest}" if key.startswith(text) else f"vision.{found[0]}" if found else key), value.float()
 
 
 def _configs(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -38,16 +38,24 @@ class Words:
     """A tokenizer that gives at most ``most`` tokens, and says once of each prompt what of it is not read.
 
     full: fill up to ``most`` tokens, for networks that were trained so (SigLIP, ImageReward); others read a prompt as long as it is.
+    small: in small letters, as SigLIP 2 was trained (its saved tokenizer leaves that to the caller).
     """
 
-    def __init__(self, tokenizer: Any, most: int, name: str, full: bool = False):
+    def __init__(self, tokenizer: Any, most: int, name: str, full: bool = False, small: bool = False):
         limit = getattr(tokenizer, "model_max_length", most)
-        self.tokenizer, self.most, self.name, self.full = tokenizer, min(most, int(limit)), name, full
+        self.tokenizer, self.most, self.name, self.full, self.small = (
+            tokenizer,
+            min(most, int(limit)),
+            name,
+            full,
+            small,
+        )
 
-    def __call__(self, text: str, said: str | None = None) -> dict[str, Tensor]:
-        """Token ids and mask, int64 [1, L] each. said: the prompt that a note names, where ``text`` is made of one."""
+    def __call__(self, text: str) -> dict[str, Tensor]:
+        """Token ids and mask, int64 [1, L] each."""
+        text = text.lower() if self.small else text
         with hushed(*CUT):
-            note_cuts(said or text, {self.name: (self.tokenizer, room(self.tokenizer, self.most))})
+            note_cuts(text, {self.name: (self.tokenizer, room(self.tokenizer, self.most))})
             found = self.tokenizer(
                 text,
                 truncation=True,

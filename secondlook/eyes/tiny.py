@@ -147,6 +147,7 @@ def _imagereward(folder: Path) -> None:
     reader = _wake(BlipTextModel(package.BlipTextConfig(**text), add_pooling_layer=False))
     state = {f"blip.text_encoder.{k}": v for k, v in reader.state_dict().items()}
     state["blip.text_encoder.embeddings.position_ids"] = torch.arange(64)[None]
+    state["blip.vision_proj.weight"] = torch.randn(8, 64)  # of the training, as the published BLIP has it
     state |= {f"blip.visual_encoder.{_timm(k)}": v for k, v in vision.state_dict().items()}
     torch.save(state | {f"mlp.{k}": v for k, v in stack(64).items()}, folder / "ImageReward.pt")
     letters(64).save_pretrained(folder)
