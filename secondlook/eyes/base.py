@@ -88,6 +88,6 @@ class Use:
 
 def unit(features: Tensor) -> np.ndarray:
     """Rows [n, D] brought to length 1, float64 on the CPU; zero rows become NaN."""
-    rows = features.double().cpu().numpy()
+    rows = features.cpu().double().numpy()
     with np.errstate(invalid="ignore"):
         return np.stack([row / np.sqrt(np.sum(row * row)) for row in rows])

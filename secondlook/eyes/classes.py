@@ -59,7 +59,7 @@ class ByClassifier(_Classes):
 
     def judge(self, pixels: Tensor, conditions: Sequence[Condition], device: torch.device) -> np.ndarray:
         return self.numbers(
-            self.network(pixel_values=pixels).logits[: len(conditions)].double().cpu().numpy(), conditions
+            self.network(pixel_values=pixels).logits[: len(conditions)].cpu().double().numpy(), conditions
         )
 
 

@@ -129,7 +129,7 @@ class ImageReward(Eye):
         read += [read[-1]] * (len(pixels) - len(read))
         ids, mask = (torch.cat([r[name] for r in read]).to(device) for name in ("input_ids", "attention_mask"))
         features = self.network(pixels, ids, mask)[: len(conditions)]
-        return (applied(self.head, features.double().cpu().numpy()) - MEAN) / STD
+        return (applied(self.head, features.cpu().double().numpy()) - MEAN) / STD
 
 
 def imagereward(
