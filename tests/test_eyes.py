@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from secondlook.errors import ConfigError, DamagedError
 from secondlook.eyes import heads, load, tiny
 from secondlook.notes import Note
-from secondlook.registry import VERIFIERS
+from secondlook.registry import COMPARERS, VERIFIERS
 from secondlook.settings import make_named
 from secondlook.testing import ComparerContract, VerifierContract
 from secondlook.testing.contracts import noise_pictures
@@ -216,7 +216,7 @@ class _Likeness(ComparerContract):
 
 
 @pytest.mark.parametrize("test", [t for t in dir(ComparerContract) if t.startswith("test_")])
-@pytest.mark.parametrize("name", ["dino", "clip"])
+@pytest.mark.parametrize("name", [n for n, row in COMPARERS.items() if row.target.startswith("secondlook.eyes.")])
 def test_each_comparer_keeps_the_contract(name: str, test: str, eyes_at: Path) -> None:
     getattr(_Likeness(make_named("comparer", f"{name}(model={str(eyes_at / name)!r})")), test)()
 

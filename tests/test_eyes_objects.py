@@ -132,6 +132,7 @@ READ = {
     "a red cup to the left of an orange": Facts((Wanted("cup", None, "red"), Wanted("orange")), "left"),
     "a cat above two buses": Facts((Wanted("cat"), Wanted("bus", 2)), "above"),
     "a cat, a dog and three sandwiches": Facts((Wanted("cat"), Wanted("dog"), Wanted("sandwich", 3))),
+    "a photo of two wine glasss": Facts((Wanted("wine glass", 2),)),
     "an orange": Facts((Wanted("orange"),)),
 }
 

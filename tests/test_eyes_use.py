@@ -15,13 +15,14 @@ from secondlook.backends.identity import settings_of
 from secondlook.engine.record import Record
 from secondlook.engine.store import Store
 from secondlook.errors import ConfigError
-from secondlook.eyes import clip, ensemble, load, tiny
+from secondlook.eyes import clip, ensemble, heads, load, tiny
 from secondlook.eyes.text import Memory
 from secondlook.notes import Note
 from secondlook.settings import make_named, selector_of
 from secondlook.testing import VerifierContract
 from secondlook.testing.contracts import noise_pictures
 from secondlook.types import Condition, Verifier
+from secondlook.verify import answers
 
 pytest.importorskip("transformers")
 TWO = "brightness, sharpness"
@@ -35,6 +36,35 @@ def test_judges_that_name_the_same_weights_share_one_network(eyes: dict[str, str
     other = make_named("verifier", eyes["clip"][:-1] + ", dtype='bfloat16')")
     assert other.network is not some[0].network
     assert make_named("verifier", eyes["pickscore"]).network is not some[0].network
+
+
+def test_published_names_are_found_in_the_hubs_cache_and_told_apart_by_their_commits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+    def keep(repository: str, kind: str, commit: str = "a", reference: str = "main") -> None:
+        folder = tmp_path / f"models--{repository.replace('/', '--')}"
+        tiny.save(kind, folder / "snapshots" / (commit * 40), seed=ord(commit))
+        (folder / "refs").mkdir(exist_ok=True)
+        (folder / "refs" / reference).write_text(commit * 40)
+
+    for repository, kind in {clip.CLIP_L: "clip", clip.CLIP_H: "clip", clip.PICKSCORE: "pickscore", clip.HPS: "hpsv2", clip.SIGLIP: "siglip", heads.HEAD: "aesthetic",
+                             "google/owlv2-base-patch16-ensemble": "owlv2"}.items():  # fmt: skip
+        keep(repository, kind)
+    keep("facebook/detr-resnet-50", "detr", reference="no_timm")
+    for name in ("clip", "siglip", "pickscore", "hpsv2", "aesthetic", "objects", "objects(detector='detr')", "rank"):
+        verifier = make_named("verifier", name)
+        assert not math.isnan(answers.scores(verifier(noise_pictures(1), [Condition("a dog")]), 1)[0][0])
+    old = make_named("verifier", "clip")
+    assert load.identity("clip(model", clip.CLIP_L) == (clip.CLIP_L, "a" * 40)
+    keep(clip.CLIP_L, "clip", commit="b")
+    assert make_named("verifier", "clip").network is not old.network
+    with pytest.raises(ConfigError, match=r"hf download OWNER/NAME --revision other --local-dir DIR"):
+        make_named("verifier", "clip(model='OWNER/NAME@other')")
 
 
 def test_a_network_that_nobody_holds_is_let_go(eyes: dict[str, str]) -> None:
@@ -102,7 +132,7 @@ def test_a_judge_that_does_not_fit_beside_the_generator_goes_to_the_cpu_and_says
 ) -> None:
     held = load.Held(torch.nn.Linear(4, 4), "auto")
     held.near = torch.device("cuda:1")
-    free = {"bytes": load.SPARE // 2}
+    free = {"bytes": load.SPARE + 60}  # of the 120 that half as much again as the weights are
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free["bytes"], 2 * load.SPARE))
     with pytest.warns(Note, match="does not fit beside the generator on cuda:1, so it works on the CPU"):
         assert held.settle() == torch.device("cpu")

@@ -50,7 +50,8 @@ _MORE = frozenset(
     ]
 )
 _PLURALS = {"people": "person", "men": "man", "women": "woman", "children": "child", "buses": "bus", "knives": "knife", "mice": "mouse", "sheep": "sheep", "skis": "skis",
-            "scissors": "scissors", "geese": "goose", "wolves": "wolf", "leaves": "leaf", "loaves": "loaf", "feet": "foot", "teeth": "tooth"}  # fmt: skip
+            "scissors": "scissors", "geese": "goose", "wolves": "wolf", "leaves": "leaf", "loaves": "loaf", "feet": "foot", "teeth": "tooth",
+            "buss": "bus", "glasss": "glass", "skiss": "skis", "scissorss": "scissors"}  # fmt: skip  # the last four: GenEval only adds an s
 
 
 @dataclass(frozen=True)

@@ -140,36 +140,36 @@ def split(model: str) -> tuple[str, str | None]:
 def fetched(what: str, model: str, get: Callable[..., Any]) -> Any:
     """What ``get(name, **revision)`` gives, its errors in one sentence. what: the option in which it was named, as in `clip(model`."""
     name, revision = split(model)
-    lines: list[str] = []
     try:
-        with caught() as lines, unwatched():
+        with caught(), unwatched():
             return get(name, **({} if revision is None else {"revision": revision}))
     except (ConfigError, DamagedError, MissingExtra):
         raise
     except Exception as error:  # the hub's, the network's and the file formats' own kinds
-        raise ConfigError(_why(what, name, error, lines)) from None
+        raise ConfigError(_why(what, name, revision, error)) from None
 
 
-def _why(what: str, name: str, error: Exception, lines: list[str]) -> str:
+def _why(what: str, name: str, revision: str | None, error: Exception) -> str:
     reason = textwrap.shorten(f"{type(error).__name__}: {error}", 160, placeholder="…").rstrip(".")
     if Path(name).exists():
         return f'"{name}" cannot be read as {what} ({reason}). Copy the folder whole, or save the model again.'
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         return f'There is no folder "{name}" for {what}, and it is no hub id either (OWNER/NAME).'
-    return (f'"{name}" is not on this machine and cannot be fetched ({reason}). Where there is a network, `hf download {name} --local-dir DIR` fetches '
+    at = f" --revision {revision}" if revision else ""
+    return (f'"{name}" is not on this machine and cannot be fetched ({reason}). Where there is a network, `hf download {name}{at} --local-dir DIR` fetches '
             f"it; then name the folder, {what}='DIR').")  # fmt: skip
 
 
 def identity(what: str, model: str) -> tuple[str, ...]:
     """What tells weights apart: a folder's files with their sizes and times, or the id and the commit that it stands for."""
-    name, revision = split(model)
+    name, _ = split(model)
     path = Path(name)
     if path.is_file():
         return (str(path.resolve()), _stamp(path))
     if path.is_dir():
         return (str(path.resolve()), *(f"{f.name} {_stamp(f)}" for f in sorted(path.iterdir()) if f.is_file()))
-    config = fetched(what, model, lambda n, **r: transformers().AutoConfig.from_pretrained(n, **r))
-    return (name, str(getattr(config, "_commit_hash", None) or revision))
+    file = fetched(what, model, lambda n, **r: transformers().utils.cached_file(n, "config.json", **r))
+    return (name, Path(file).parent.name)  # the hub's cache keeps a folder a commit
 
 
 def _stamp(path: Path) -> str:
