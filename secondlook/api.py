@@ -76,7 +76,7 @@ def build_rig(s: Settings, backend: Backend, judges: Judges | None = None) -> Ri
     """The rig of filled settings; without ``judges`` one that only draws."""
     rig = backend.rig(s, None if judges is None else judges.verifier, scoring=judges is not None)
     if judges is not None:
-        rig.critic, rig.comparer = judges.critic, judges.comparer
+        judges.join(rig)
     return rig
 
 

@@ -131,6 +131,23 @@ VERIFIERS = {
     "sharpness": Row("secondlook.verify.measures:Sharpness", "spread of the luma's Laplacian; knows nothing of the prompt: for trying things out"),
     "compressibility": Row("secondlook.verify.measures:Compressibility",
                            "minus the JPEG's kilobytes, sign=-1: plus (2305.13301); knows nothing of the prompt: for trying things out"),
+    # Of published weights: what is read, the licence of the weights as their authors state it, what is downloaded (docs/judges.md).
+    "clip": Row("secondlook.eyes.clip:clip", "CLIPScore (2104.08718): reads picture and prompt; CLIP ViT-L/14, MIT, 1.7 GB"),
+    "siglip": Row("secondlook.eyes.clip:siglip", "SigLIP 2 (2502.14786): reads picture and prompt; so400m at 384 px, Apache-2.0, 4.5 GB"),
+    "pickscore": Row("secondlook.eyes.clip:pickscore", "people's choices (2305.01569): reads picture and prompt; CLIP-H, MIT, 3.9 GB"),
+    "hpsv2": Row("secondlook.eyes.clip:hpsv2", "people's rankings, HPS v2.1 (2306.09341): reads picture and prompt; CLIP-H, Apache-2.0, 2.0 GB"),
+    "imagereward": Row("secondlook.eyes.imagereward:imagereward",
+                       "people's ratings (2304.05977): reads picture and prompt together; BLIP, Apache-2.0, 1.8 GB"),
+    "aesthetic": Row("secondlook.eyes.heads:aesthetic",
+                     "LAION's aesthetic predictor v2: reads the picture alone; Apache-2.0, 4 MB on clip's 1.7 GB"),
+    "objects": Row("secondlook.eyes.objects:objects",
+                   "counts, colours and places by a detector: reads prompts of GenEval's kinds (2310.11513); OWLv2, Apache-2.0, 0.6 GB, and clip's 1.7 GB"),
+    "classes": Row("secondlook.eyes.classes:classes",
+                   "log probability of the class asked for: reads picture and class; DINOv2 with an ImageNet head, Apache-2.0, 0.35 GB"),
+    "rank": Row("secondlook.eyes.ensemble:rank", "several verifiers with each one's number; the selector rank_mean decides (2501.09732): "
+                "rank(of='pickscore, clip, aesthetic')"),
+    "mean": Row("secondlook.eyes.ensemble:mean", "the mean z-score of several verifiers: mean(of='pickscore, clip')"),
+    "min": Row("secondlook.eyes.ensemble:least", "the smallest z-score of several verifiers: min(of='pickscore, clip')"),
 }  # fmt: skip
 SELECTORS = {
     "best": Row("secondlook.engine.select:Best", "the highest score of each prompt"),
@@ -155,6 +172,13 @@ COMPARERS = {
     "similarity": Row(
         "secondlook.verify.by_features:similarity",
         "how alike two pictures are, by features (digits, glyphs) or pixels: (1 + cosine) / 2",
+    ),
+    "dino": Row(
+        "secondlook.eyes.compare:dino",
+        "how alike two pictures are to DINOv2 (2304.07193): (1 + cosine) / 2; Apache-2.0, 0.35 GB",
+    ),
+    "clip": Row(
+        "secondlook.eyes.compare:clip", "how alike two pictures are to CLIP ViT-L/14: (1 + cosine) / 2; MIT, 1.7 GB"
     ),
     "learned": Row("secondlook.verify.compare:learned", "scenes: the shipped verifier's logits, by their difference"),
     "by_score": Row(

@@ -139,6 +139,8 @@ class Settings:
         """The same with what was left open taken from ``usual``, and with the comparer that its plan cannot do without."""
         if "similarity" in needs_of(self.plan):
             usual = {**usual, "comparer": "similarity"}
+        if (chosen := selector_of(self.verifier)) is not None:
+            usual = {**usual, "select": chosen}
         return replace(self, **{k: v for k, v in usual.items() if getattr(self, k) in (None, {})})
 
     def resolved(self) -> Settings:
@@ -312,6 +314,14 @@ def needs_of(text: str) -> tuple[str, ...]:
     target = resolve("plan", call.name)
     needs = getattr(target, "needs", ())
     return tuple(needs(**bind(call, target, skip=1)) if callable(needs) else needs)
+
+
+def selector_of(verifier: str | None) -> str | None:
+    """The selector that a verifier is meant to be used with, where it says so by an attribute ``selector``, as ``rank`` does."""
+    if verifier is None or verifier.startswith("object:"):
+        return None
+    found = getattr(resolve("verifier", parse_call(verifier, "verifier").name), "selector", None)
+    return found if isinstance(found, str) else None
 
 
 def make_named(kind: str, text: str) -> Any:

@@ -55,3 +55,22 @@ def weights(network: TextSiT, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def rig(network: TextSiT) -> Rig:
     return tiny_rig(network)
+
+
+@pytest.fixture(scope="session")
+def eyes_at(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny weights of all judges of published ones: a folder with one of each kind."""
+    pytest.importorskip("transformers")
+    from secondlook.eyes import tiny
+
+    path = tmp_path_factory.mktemp("eyes")
+    tiny.verifiers(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def eyes(eyes_at: Path) -> dict[str, str]:
+    """The call-strings of those verifiers, by name."""
+    from secondlook.eyes import tiny
+
+    return tiny.verifiers(eyes_at)

@@ -16,7 +16,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "noise", "notes", "cost", "__init__"),
     ("calls", "registry", "moves"),
     ("flow", "types", "disk", "settings"),
-    ("solvers", "models", "metrics", "verify", "worlds", "plans", "adapters", "critics"),
+    ("solvers", "models", "metrics", "verify", "eyes", "worlds", "plans", "adapters", "critics"),
     ("engine",),
     ("train", "backends", "sample"),
     ("api", "report", "testing"),

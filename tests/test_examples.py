@@ -40,6 +40,19 @@ def test_first_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert (tmp_path / "run" / "best.png").stat().st_size > 100
 
 
+def test_rank_ensemble(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], eyes: dict[str, str]
+) -> None:
+    of = ", ".join(eyes[name] for name in ("pickscore", "clip", "aesthetic"))
+    words = ["--model", saved("sana", tmp_path / "sana"), "--of", of, "--n", 5, "--steps", 2, "--out", tmp_path / "run"]
+    found = run(monkeypatch, "rank_ensemble.py", *words)
+    assert found["places"].keys() == {"pickscore", "clip", "aesthetic"}
+    mean = {i: sum(some.index(i) for some in found["places"].values()) for i in found["outcomes"]}
+    assert mean[found["result"].outcome] == min(mean.values())
+    assert "is chosen: pickscore" in capsys.readouterr().out
+    assert (tmp_path / "run" / "best.png").stat().st_size > 100
+
+
 def test_own_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     found = run(monkeypatch, "own_backend.py", tmp_path / "run")["found"]
     assert found.score > found.plain_score

@@ -76,8 +76,13 @@ def test_where_judges_work_changes_nothing_that_is_logged(network: TextSiT, tmp_
 
 
 @pytest.mark.parametrize("name", list(VERIFIERS))
-def test_every_shipped_verifier_is_inline(name: str) -> None:
-    assert make_named("verifier", {"oracle_is": "oracle_is(world='digits')"}.get(name, name)).inline
+def test_every_shipped_verifier_is_inline(name: str, request: pytest.FixtureRequest) -> None:
+    text = {"oracle_is": "oracle_is(world='digits')"}.get(name, name)
+    if ".eyes.ensemble:" in VERIFIERS[name].target:
+        text = f"{name}(of='brightness, sharpness')"
+    elif ".eyes." in VERIFIERS[name].target:
+        text = request.getfixturevalue("eyes")[name]
+    assert make_named("verifier", text).inline
 
 
 @pytest.mark.parametrize("world", list(WORLDS))

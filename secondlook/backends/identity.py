@@ -65,24 +65,24 @@ def _digest(source: str) -> str:
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
-def _state(thing: Any) -> str:
+def _state(thing: Any, depth: int = 0) -> str:
     digest = hashlib.sha256(type(thing).__qualname__.encode())
-    for line in _lines(thing):
+    for line in _lines(thing, depth):
         digest.update(line.encode() + b"\n")
     return digest.hexdigest()
 
 
-def _lines(thing: Any) -> Iterator[str]:
+def _lines(thing: Any, depth: int) -> Iterator[str]:
     if isinstance(thing, nn.Module):
         for key, value in sorted(thing.state_dict().items()):
-            yield f"{key} {_seen(value, 0)}"
+            yield f"{key} {_seen(value, depth)}"
     if isinstance(thing, functools.partial):
         yield str(_seen([thing.func.__qualname__, thing.args, thing.keywords], 0))
     if inspect.isfunction(thing):
         cells = [cell.cell_contents for cell in thing.__closure__ or ()]
         yield str(_seen([thing.__qualname__, thing.__defaults__, thing.__kwdefaults__, cells], 0))
     for key, value in sorted(getattr(thing, "__dict__", {}).items()):
-        yield f"{key} {_seen(value, 0)}"
+        yield f"{key} {_seen(value, depth)}"
 
 
 def _seen(value: Any, depth: int) -> str:
@@ -97,6 +97,8 @@ def _seen(value: Any, depth: int) -> str:
         return f"{list(value.shape)} {value.dtype} {tensor_digest(value)}"
     if isinstance(value, np.ndarray) and value.dtype != object:
         return f"{value.shape} {value.dtype} {hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()}"
+    if callable(value) and not isinstance(value, type) and isinstance(getattr(value, "name", None), str):
+        return _state(value, depth + 1) if depth < 4 else type(value).__qualname__  # a judge inside another
     if depth < 4 and isinstance(value, Mapping):
         return json.dumps(sorted((_seen(k, depth + 1), _seen(v, depth + 1)) for k, v in value.items()))
     if depth < 4 and isinstance(value, Set):

@@ -10,6 +10,7 @@ from typing import Any
 from secondlook.backends.base import Backend
 from secondlook.backends.identity import code_of, settings_of
 from secondlook.calls import bind, parse_call
+from secondlook.engine.rig import Rig
 from secondlook.errors import ConfigError
 from secondlook.registry import CRITICS, resolve
 from secondlook.settings import Settings, make_named
@@ -50,6 +51,14 @@ class Judges:
                 found[role] = own or make_named(KINDS.get(role, role), text)
         refuse_reserved(found["verifier"])
         return Judges(**found)
+
+    def join(self, rig: Rig) -> None:
+        """Critic and comparer become the rig's, and those that choose their device are told where the generator works."""
+        rig.critic, rig.comparer = self.critic, self.comparer
+        for judge in (self.verifier, self.critic, self.comparer):
+            tell = getattr(judge, "beside", None)
+            if callable(tell):
+                tell(rig.device)
 
     @property
     def told_by_oracle(self) -> bool:

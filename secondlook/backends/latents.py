@@ -59,7 +59,7 @@ class Latents(Classes):
 
     def usual(self, s: Settings) -> dict[str, Any]:
         if s.verifier is None and s.prompts:
-            note(f"No verifier was named, so {GUIDES[0]} guides: it needs no download and knows nothing of the class. Name yours "
+            note(f"No verifier was named, so {GUIDES[0]} guides: it needs no download and knows nothing of the class; classes does. Name yours "
                  "with --verifier module:attr (verifier=... in Python).")  # fmt: skip
         guided = 4.0 if self.config.null and s.weak is None else 1.0
         gpu = self.device.startswith("cuda")

@@ -65,8 +65,8 @@ class Pipeline:
         of_pipeline = self.held.usual()
         steps = s.steps or of_pipeline["steps"]
         if s.verifier is None:
-            note(f"No verifier was named, so {GUIDES[0]} guides: it needs no download and knows nothing of the prompt. Name yours "
-                 "with --verifier module:attr (verifier=... in Python).")  # fmt: skip
+            note(f"No verifier was named, so {GUIDES[0]} guides, which needs no download, and none reads the prompt until one that does is named: "
+                 "try pickscore, imagereward or clip first (--verifier pickscore; verifier=... in Python; docs/judges.md).")  # fmt: skip
         return {"world": NAME, "model": self.held.name, "pipeline": self.held.describe(), "steps": steps, "guidance": of_pipeline["guidance"],
                 "rows": ROWS, "bf16": False, "verifier": GUIDES[0], "threads": torch.get_num_threads(),
                 "solver": s.solver or self.held.schedule(steps, s.shift).solver}  # fmt: skip
