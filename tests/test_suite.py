@@ -18,6 +18,7 @@ from secondlook.bench.methods import Method, runs_of
 from secondlook.bench.stats import Bootstrap, area, at_cost, holm, pass_at, sign_flip, wilson
 from secondlook.bench.suite import Plan, results
 from secondlook.cli import main
+from secondlook.cli.bench import _results
 from secondlook.engine.record import Record
 from secondlook.engine.store import Store
 from secondlook.errors import ConfigError
@@ -294,6 +295,16 @@ def test_it_goes_on_where_it_was_and_refuses_another_study_in_its_folder(
     other = [str(bench / "Q") if w == "P" else w for w in WORDS]
     assert main(["bench", "random(n=99)", *other, "--out", str(bench / "out")]) == 2
     assert "holds the results of another benchmark" in capsys.readouterr().err
+
+
+def test_a_benchmark_s_table_names_the_same_baseline_as_its_results(bench: Path) -> None:
+    found = [_results(bench / "out" / name) for name in ("results.json", "results.csv")]
+    assert found[0][1] == found[1][1]
+    best = [
+        {b: max((r for r in rows if r["budget"] == b), key=lambda r: r[measure])["method"] for b in (4, 8, 12)}
+        for rows, measure in found
+    ]
+    assert best[0] == best[1]
 
 
 def test_the_tuned_baseline_is_the_best_of_another_study_at_each_budget(bench: Path, tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ def _comparing(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--baseline", type=whole, default=0, help="the method that others are compared with, by its place (default: 0)"
     )
-    p.add_argument("--tuned", metavar="RESULTS.json", help="another benchmark's results, on other prompts: its best method at each budget is "
+    p.add_argument("--tuned", metavar="RESULTS", help="another benchmark's results.json or .csv, on other prompts: its best method at each budget is "
                    "the baseline here")  # fmt: skip
     p.add_argument("--measure", help="what methods are compared by (default: checker, else judge, else score)")
     p.add_argument(

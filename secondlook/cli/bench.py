@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import shlex
@@ -194,11 +195,7 @@ def _tuned(
 ) -> tuple[list[Method], dict[float, int]]:
     """For each budget the method that did best in another benchmark's results (on other prompts), added to ``methods``; one that is
     added is drawn no further than where it is needed."""
-    try:
-        had = json.loads(path.read_text())
-        rows, measure = had["rows"], had["measure"]
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f'--tuned names the results.json of a benchmark; "{path}" is none ({error}).') from None
+    rows, measure = _results(path)
     methods, chosen, own = list(methods), {}, len(methods)
     for budget in budgets:
         some = [r for r in rows if r["budget"] == budget and r["unit"] == unit and r["method"] != "tuned best of n"]
@@ -212,6 +209,22 @@ def _tuned(
     for k in range(own, len(methods)):
         methods[k] = replace(methods[k], most=max(b for b, at in chosen.items() if at == k))
     return methods, chosen
+
+
+def _results(path: Path) -> tuple[list[dict[str, Any]], str]:
+    """A benchmark's rows, and what methods are compared by there, from its results.json or results.csv."""
+    try:
+        if path.suffix == ".csv":
+            with path.open(newline="") as file:
+                table = list(csv.DictReader(file))
+            measure = next(m for m in suite.MEASURES if table[0].get(m))
+            return [{**r, "budget": float(r["budget"]), measure: float(r[measure])} for r in table], measure
+        had = json.loads(path.read_text())
+        return had["rows"], had["measure"]
+    except (OSError, ValueError, KeyError, IndexError, StopIteration) as error:
+        raise ConfigError(
+            f'--tuned names the results.json or results.csv of a benchmark; "{path}" is none ({error}).'
+        ) from None
 
 
 def _words(args: Args) -> list[str]:
