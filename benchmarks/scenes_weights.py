@@ -17,6 +17,7 @@ import sys
 import tarfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -108,12 +109,15 @@ def rescue(folder: Path) -> None:
         save_file(tensors, folder / f"unfinished-{state['step']}.safetensors")
 
 
-def keep(work: Path, out: Path) -> None:
+GROUPS = (("edit", "learned"), ("edit2", "witness"), ("context", "critic"), ("sft",), ("large",))
+
+
+def keep(work: Path, out: Path, groups: Sequence[Sequence[str]] = GROUPS) -> None:
     """What is finished, or the last saved state's average, in archives of at most 16 MB."""
     whole = work / "large" / "weights.safetensors"
     if whole.exists():
         halve(whole)
-    for group in (("edit", "learned"), ("edit2", "witness"), ("context", "critic"), ("sft",), ("large",)):
+    for group in groups:
         part = out / f"{'-'.join(group)}.tar"
         with tarfile.open(part, "w") as archive:
             for name in group:

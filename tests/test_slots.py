@@ -89,6 +89,9 @@ class Steps:
 
     rows, device = 2, torch.device("cpu")
 
+    def batch(self, kind: Sequence[int]) -> int:
+        return 4 // kind[0]
+
     def step_kind(self, t: float, then: float) -> tuple[int, ...]:
         return (2,) if t < 0.5 else (1,)
 

@@ -1,8 +1,8 @@
-"""`make bench-search`: search plans at equal cost on expert prompts, in five studies, each a `secondlook bench`.
+"""`make bench-search`: search plans at equal cost on expert prompts, in six studies, each a `secondlook bench`.
 
 tune: best of n at several numbers of steps and guidances, on dev prompts; what did best at each budget is the baseline of all else.
-screen: plans that ship, on dev prompts, one seed. search: the best of them on test prompts, four seeds. rivals: others there, two
-seeds. guides: two plans under verifiers of known quality, and under the exact checker (labelled: oracle).
+screen: plans that ship, on dev prompts, one seed. search: the best of them on test prompts, four seeds. seconds: the same
+as far as it tells of seconds; for a machine that does nothing else. rivals: others there, two seeds. guides: two plans under verifiers of known quality, and under the exact checker (labelled: oracle).
 
 A stopped study goes on where it was. Written: a table and all numbers of each, in OUT and (--docs) in docs/results.
 """
@@ -81,6 +81,7 @@ STUDIES = (
     Study("tune", TUNE, "scenes-expert-dev", 6, "40,80,160,320,640,1280", 1),
     Study("screen", SCREEN, "scenes-expert-dev", 12, "80,160", 1),
     Study("search", SEARCH, "scenes-expert-test", 6, "40,80,160,320,640,1280", 4, tuned=True),
+    Study("seconds", (f"evolve() {SHORT} --most 320",), "scenes-expert-test", 6, "40,80,160,320,640", 4, tuned=True),
     Study("rivals", RIVALS, "scenes-expert-test", 6, "40,80,160,320,640,1280", 2, tuned=True),
     Study("guides", GUIDES, "scenes-expert-test", 6, "80,160", 1),
 )

@@ -164,10 +164,16 @@ class Driver:
         return run.ledger.spent.seconds + pace * (price.nfe + self._under_way.get(run.task.index, 0)) > limit
 
     def _fill(self) -> None:
-        """Give free slots to waiting proposals, in order."""
+        """Give free slots to waiting proposals, in order, until some kind of row has a full batch."""
+        while self.queue and self.slots.free and self._enter():
+            pass
+
+    def _enter(self) -> bool:
+        """The next proposals into what is free now; whether there were any."""
         entering: list[Job] = []
         again: list[Job] = []
-        while self.queue and len(entering) + len(again) < self.slots.free:
+        room = self.slots.free
+        while self.queue and len(entering) + len(again) < room:
             job = self.queue[0]
             run = job.owner
             timed = run.ledger.budget.seconds is not None and not job.baseline
@@ -186,6 +192,7 @@ class Driver:
             entering.append(job)
         self.slots.enter(entering)
         self.desk.ask(again)
+        return bool(entering or again)
 
     def _load(self, job: Job) -> None:
         """The state that a job begins from, and the pictures it needs."""
@@ -259,9 +266,8 @@ class Driver:
             if self.pace is None and self._ticked and cost.nfe:  # a first step also warms up
                 self.pace = seconds / cost.nfe
             self._ticked = True
-        arrived, rows = self.slots.arrived, self.rig.rows
-        if len(arrived) >= rows or (arrived and self.slots.ready + len(self.queue) < rows):
-            arrived = arrived[:rows]
+        rows = self.rig.rows
+        while (arrived := self.slots.arrived[:rows]) and (len(arrived) == rows or not self.slots.full(len(self.queue))):
             self._arrive(arrived, self.slots.leave(arrived))
 
     def _arrive(self, jobs: list[Job], state: State) -> None:

@@ -51,8 +51,8 @@ class Rig:
 
     encode: one condition (None: the null one) to a one-row encoding with ``rows`` and ``stack``; one that reads context has
     ``reads_context = True`` and takes the pictures too. decode: x [B, *S] to uint8 pictures [B, H, W, 3]. judges: held-out
-    verifiers that only look. rows: the micro-batch that every network call is padded to, so that a row's result does not
-    depend on its batch mates; without ``pad`` it is the most rows of a call, and the last bits of a row do depend on them.
+    verifiers that only look. rows: how many guided rows every network call is padded to, so that a row's result does not
+    depend on its batch mates (``batch``: more where fewer passes are made of each); without ``pad`` it is the most rows of a call, and the last bits of a row do depend on them.
     scale: what fresh noise is multiplied by. grids: other grids by their number of steps. device: where the rows lie.
     settle: called when the conditions of the tasks that begin are encoded. inference: whether the network is nobody's but ours,
     so that PyTorch's inference mode, which is a little quicker, may be used; it would leave a user's weights untrainable where a
@@ -108,6 +108,12 @@ class Rig:
         """Whether a step's first question to the network is about the very state it starts from."""
         return bool(getattr(self.solver, "reuses", False))
 
+    @property
+    def _steady(self) -> bool:
+        """Whether the guide asks for as many passes at every time."""
+        guide = self.flow.guide
+        return bool(getattr(guide, "steady", guide.passes <= 1))
+
     def times_for(self, steps: int | None) -> Times:
         """The run's grid, or another of so many steps."""
         if steps is None:
@@ -136,7 +142,7 @@ class Rig:
         """The network rows of each evaluation of one step: guidance may be on at some of the times that a solver asks about.
         Rows whose steps are of different kinds are stepped apart, so that each pays for what was done for it."""
         count, guide = self.solver.evals(last=then >= 1.0), self.flow.guide
-        if getattr(guide, "steady", guide.passes <= 1):
+        if self._steady:
             return (max(1, guide.passes),) * count
         return tuple(self.flow.passes_at(a) for a in self.solver.asks(t, then))
 
@@ -184,7 +190,7 @@ class Rig:
 
     def step(self, work: Work) -> tuple[State, Cost]:
         """One solver step of all rows of ``work``, and what it cost each row, seconds excepted."""
-        whole, index = self.padded(work.state)
+        whole, index = self.padded(work.state, self._size(lambda i, t: self.step_kind(t, work.until[i]), work))
         until = torch.tensor([work.until[i] for i in index]).to(whole.t.device)
         flow = self._metered(whole.known if work.known else None)
         with self._in_turn(), self._quietly():
@@ -196,7 +202,7 @@ class Rig:
     def estimate(self, work: Work) -> tuple[State, Tensor, Cost]:
         """The rows with what the network says of each where it stands (``State.known``), the data estimates [B, *S], and
         what it cost each row."""
-        whole, index = self.padded(work.state)
+        whole, index = self.padded(work.state, self._size(lambda i, t: (self.flow.passes_at(t),), work))
         flow = self._metered(whole.known if work.known else None)
         with self._in_turn(), self._quietly():
             e = flow.estimate(whole.x, whole.t, self._asked(work, index))
@@ -209,9 +215,21 @@ class Rig:
         with self._in_turn():
             return self.decode(x)
 
-    def padded(self, state: State) -> tuple[State, list[int]]:
-        """The rows, and copies of the first where a batch is padded; with the row that each is a copy of."""
-        missing = padded(self.rows) - len(state) if self.pad else 0
+    def batch(self, kind: Sequence[int]) -> int:
+        """How many rows whose evaluations take so many passes (``step_kind``) one step holds: the network's call is as large for rows that
+        are not guided as for half as many that are."""
+        return self.rows * max(1, self.flow.guide.passes) // max(1, *kind)
+
+    def _size(self, kind: Callable[[int, float], Sequence[int]], work: Work) -> int:
+        """To how many rows ``work`` is padded; kind: of a row by its place and time. The times may be on a GPU, and are not
+        looked at where all kinds are one."""
+        if self._steady:
+            return self.rows
+        return min(self.batch(kind(i, t)) for i, t in enumerate(work.state.t.tolist()))
+
+    def padded(self, state: State, size: int) -> tuple[State, list[int]]:
+        """The rows, and copies of the first where a batch is padded to ``size``; with the row that each is a copy of."""
+        missing = padded(size) - len(state) if self.pad else 0
         index = [*range(len(state)), *([0] * missing)]
         return (state.rows(index) if missing > 0 else state), index
 

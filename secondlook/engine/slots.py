@@ -20,7 +20,7 @@ Kind = tuple[tuple[int, ...], bool]  # what a row's next step costs, and whether
 
 
 class Slots:
-    """Jobs and their states as one: up to ``rig.rows`` of each kind. Between two steps nothing is copied as long as the same jobs go on."""
+    """Jobs and their states as one: up to a batch of each kind. Between two steps nothing is copied as long as the same jobs go on."""
 
     def __init__(self, rig: Rig):
         self.rig = rig
@@ -33,12 +33,15 @@ class Slots:
     @property
     def free(self) -> int:
         """How many rows may enter: none while a kind has a full batch to step."""
-        return max(0, self.rig.rows - self.ready)
+        room = [self.rig.batch(kind[0]) - len(at) for kind, at in self._kinds().items()]
+        return max(0, min(room, default=self.rig.rows))
 
-    @property
-    def ready(self) -> int:
-        """The rows of the kind that has most."""
-        return max(map(len, self._kinds().values()), default=0)
+    def full(self, more: int) -> bool:
+        """Whether some kind has a full batch to step, if ``more`` rows of its own come to it."""
+        kinds = self._kinds()
+        return any(len(at) + more >= self.rig.batch(kind[0]) for kind, at in kinds.items()) or (
+            not kinds and more >= self.rig.rows
+        )
 
     @property
     def arrived(self) -> list[Job]:
@@ -57,15 +60,16 @@ class Slots:
         self.jobs = [*self.jobs, *jobs]
 
     def step(self) -> tuple[list[Job], Cost] | None:
-        """One solver step of up to ``rig.rows`` rows of one kind: the kind that has most, unless a row has waited too long. Returns
-        the jobs, with what the step cost each of their rows; None where all rows have arrived."""
+        """One solver step of a batch of one kind: the kind whose batch is fullest, unless a row has waited too long. Returns the jobs,
+        with what the step cost each of their rows; None where all rows have arrived."""
         kinds = self._kinds()
         if not kinds:
             return None
         late = max((i for at in kinds.values() for i in at), key=lambda i: self.jobs[i].waited)
         overdue = self.jobs[late].waited >= PATIENT
-        kind, at = max(kinds.items(), key=lambda found: late in found[1] if overdue else len(found[1]))
-        at = sorted(at, key=lambda i: -self.jobs[i].waited)[: self.rig.rows]
+        size = {kind: self.rig.batch(kind[0]) for kind in kinds}
+        kind = max(kinds, key=lambda k: late in kinds[k] if overdue else len(kinds[k]) / size[k])
+        at = sorted(kinds[kind], key=lambda i: -self.jobs[i].waited)[: size[kind]]
         stepped = set(at)
         for i, job in enumerate(self.jobs):
             job.waited = 0 if i in stepped else job.waited + 1

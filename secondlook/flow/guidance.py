@@ -112,15 +112,16 @@ class ClassifierFree:
         return self.interval is None
 
     def __call__(self, network: Network, x: Tensor, t: Tensor, cond: Any) -> Tensor:
-        if self.interval is None:
+        within = None if self.interval is None else inside(self.interval, t)
+        if within is None or bool(within.all()):
             both = network(torch.cat([x, x]), torch.cat([t, t]), self.join(cond, len(x)))
             wanted, null = both.chunk(2)
             return self._mix(wanted, null)
-        # Two calls of the same shape: what a row gets must not depend on whether its batch mates are in the interval.
         wanted = network(x, t, cond)
-        within = inside(self.interval, t)
         if not bool(within.any()):
             return wanted
+        # Of some rows only: two calls of one shape, since what a row gets must not depend on where its batch mates stand. An engine
+        # steps rows that are guided apart from others, so that it makes the calls above.
         assert self.null is not None
         guided = self._mix(wanted, network(x, t, self.null(len(x))))
         return torch.where(within.view(-1, *(1,) * (x.ndim - 1)), guided, wanted)
