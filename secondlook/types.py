@@ -241,7 +241,9 @@ Plan = Generator[Sequence[Proposal], Sequence[Outcome], Any]
 
 
 class Verifier(Protocol):
-    """Numbers. Row-wise and without memory: a row's score depends on that row alone."""
+    """Numbers. Row-wise and without memory: a row's score depends on that row alone. One with an attribute ``reads_time = True`` is
+    called with ``times=[...]`` too, a float a row: the time of the data estimate that it is shown, 1 for a finished picture,
+    NaN where it is unknown. It takes finished pictures without ``times`` as well."""
 
     name: str
 

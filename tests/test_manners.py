@@ -324,7 +324,7 @@ def test_a_judge_that_changes_its_pictures_is_asked_again_of_the_pictures_as_the
             return found
 
     pictures = torch.full((2, 4, 4, 3), 9, dtype=torch.uint8)
-    assert judged(Judge(), pictures, [Condition("x")] * 2) == [9.0, 9.0]
+    assert judged(Judge(), pictures, [Condition("x")] * 2, [1.0] * 2) == [9.0, 9.0]
 
 
 def test_what_was_paid_for_a_look_holds_where_the_half_made_state_was_lost(

@@ -174,7 +174,14 @@ class Desk:
         samples, conditions = _samples(jobs), [j.owner.task.condition for j in jobs]
         if ask == "score":
             assert self.rig.verifier is not None
-            return list(zip(*answers.scores(self.rig.verifier(samples, conditions), len(jobs)), strict=True))
+            return list(
+                zip(
+                    *answers.scores(
+                        answers.told(self.rig.verifier, samples, conditions, [j.shown_at for j in jobs]), len(jobs)
+                    ),
+                    strict=True,
+                )
+            )
         if ask == "remark":
             assert self.rig.critic is not None
             return list(answers.remarks(self.rig.critic(samples, conditions), len(jobs)))
@@ -277,11 +284,12 @@ class Looking:
         self.desk, self.name, self.jobs = desk, name, jobs
         self.samples = _samples(jobs)
         self.conditions = [j.owner.task.condition for j in jobs]
+        self.times = [j.shown_at for j in jobs]
         self.places = [(j.owner.task.index, j.logged) for j in jobs]
         self.bytes = self.samples.numel()
 
     def call(self) -> list[float]:
-        return judged(self.desk.rig.judges[self.name], self.samples, self.conditions)
+        return judged(self.desk.rig.judges[self.name], self.samples, self.conditions, self.times)
 
     def answer(self, found: Any, took: float) -> None:
         with self.desk._lock:
@@ -296,16 +304,18 @@ class Looking:
                                  for line in judged_lines(task, number, self.name, value)])  # fmt: skip
 
 
-def judged(judge: Callable[..., Any], samples: Tensor, conditions: Sequence[Condition]) -> list[Any]:
+def judged(
+    judge: Callable[..., Any], samples: Tensor, conditions: Sequence[Condition], times: Sequence[float]
+) -> list[Any]:
     """A judge's number for each picture; where it fails for all of them together, each alone, with the error as answer."""
     try:
-        return list(answers.scores(judge(samples.clone(), conditions), len(samples))[0])
+        return list(answers.scores(answers.told(judge, samples.clone(), conditions, times), len(samples))[0])
     except (Exception, SystemExit) as error:
         if len(samples) == 1:
             return [left(error)]
     found: list[Any] = []
     for i, condition in enumerate(conditions):
-        found += judged(judge, samples[i : i + 1], [condition])
+        found += judged(judge, samples[i : i + 1], [condition], times[i : i + 1])
     return found
 
 

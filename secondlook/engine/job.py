@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,8 @@ BASELINE = -1
 
 @dataclass
 class Job:
-    """``n`` numbers a task's proposals; the baseline, which no plan asked for, is BASELINE. t: where its row stands. known: its first
+    """``n`` numbers a task's proposals; the baseline, which no plan asked for, is BASELINE. t: where its row stands. estimated: the time at which its row's last
+    data estimate was made (None: it has made no step). known: its first
     evaluation was paid for already. waited: steps of other rows since its last one. What judges answer is put into the fields below by the desk; ``waiting`` names those
     that have not answered yet. failed: why there is no picture, where there is none."""
 
@@ -32,6 +34,7 @@ class Job:
     t: float
     times: Times
     known: bool = False
+    estimated: float | None = None
     waited: int = 0
     pictures: Pictures = ()
     against: np.ndarray | None = None
@@ -50,6 +53,16 @@ class Job:
     def goal(self) -> float:
         """The time at which its row stops: some paths are left a little before data."""
         return min(self.proposal.stop, self.times[-1])
+
+    @property
+    def shown_at(self) -> float:
+        """The time of the data estimate that its picture shows: 1 for a finished picture, the stop for a paid look; for a free one
+        the time at which the last step made its estimate, NaN where no step was made here."""
+        if self.proposal.stop >= 1.0:
+            return 1.0
+        if self.proposal.look == "paid":
+            return self.t
+        return math.nan if self.estimated is None else self.estimated
 
     @property
     def arrived(self) -> bool:

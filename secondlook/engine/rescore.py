@@ -15,7 +15,7 @@ from secondlook.engine.journal import Line
 from secondlook.engine.record import Record, baseline_file, baseline_id, number_out
 from secondlook.engine.rig import Rig
 from secondlook.engine.store import Store
-from secondlook.types import Condition, Outcome, Task, Verifier
+from secondlook.types import Condition, Outcome, Proposal, Task, Verifier
 
 AT_ONCE = 64  # pictures in memory
 
@@ -121,7 +121,12 @@ def _unscored(record: Record, p: Pictured) -> bool:
 
 def _asked(store: Store, judge: Callable[..., Any], some: Sequence[tuple[Pictured, Condition]]) -> list[Any]:
     samples = torch.from_numpy(np.stack([store.picture(p.file) for p, _ in some]))
-    return judged(judge, samples, [c for _, c in some])
+    return judged(judge, samples, [c for _, c in some], [_time(p.outcome.proposal) for p, _ in some])
+
+
+def _time(proposal: Proposal) -> float:
+    """As ``Job.shown_at``; the log does not say when the estimate of a free look was made."""
+    return math.nan if proposal.stop < 1.0 and proposal.look == "free" else proposal.stop
 
 
 def _batches(items: Iterator[tuple[Pictured, Condition]]) -> Iterator[list[tuple[Pictured, Condition]]]:

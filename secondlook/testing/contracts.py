@@ -115,6 +115,17 @@ class VerifierContract:
         self.numbers(pictures)
         assert torch.equal(pictures, before)
 
+    def test_one_that_reads_time_takes_pictures_without_times_as_finished(self) -> None:
+        verifier, pictures, conditions = self.made(), self.pictures(3), self.conditions(3)
+        finished = answers.told(verifier, pictures, conditions, [1.0] * 3)
+        assert answers.scores(finished, 3) == answers.scores(verifier(pictures, conditions), 3)
+
+    def test_one_that_reads_time_reads_each_rows_own(self) -> None:
+        verifier, pictures, conditions, times = self.made(), self.pictures(3), self.conditions(3), [0.1, 0.5, 1.0]
+        together = answers.scores(answers.told(verifier, pictures, conditions, times), 3)[0]
+        backward = answers.told(verifier, pictures.flip(0), conditions[::-1], times[::-1])
+        assert together == answers.scores(backward, 3)[0][::-1]
+
     def test_components_are_one_number_a_picture_too(self) -> None:
         _, components = answers.scores(self.made()(self.pictures(3), self.conditions(3)), 3)
         assert len({tuple(sorted(c)) for c in components}) == 1

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from secondlook.types import Remark
+from secondlook.types import Condition, Remark
 
 
 class BadAnswer(Exception):
     """An answer that cannot be read."""
+
+
+def told(verifier: Callable[..., Any], samples: Tensor, conditions: Sequence[Condition], times: Sequence[float]) -> Any:
+    """What a verifier says of samples uint8 [B, *I], one condition and one time in [0, 1] a row; ``times`` reach those alone
+    that say ``reads_time = True``. A time is that of the data estimate shown: 1 for a finished picture, NaN where it is unknown."""
+    if getattr(verifier, "reads_time", False):
+        return verifier(samples, conditions, times=list(times))
+    return verifier(samples, conditions)
 
 
 def numbers(found: Any, count: int) -> list[float]:
