@@ -53,7 +53,7 @@ class Mixer(nn.Module):
     def __init__(self, held: Sequence[Tensor]):
         super().__init__()
         parts = iter(held)
-        self.ways = int(round(held[4].shape[1] ** 0.5))  # patches on a side
+        self.ways = round(held[4].shape[1] ** 0.5)  # patches on a side
         self.shape = (1, 4 * self.ways, 4 * self.ways)
         self.names: list[str] = []
 
