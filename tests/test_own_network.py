@@ -85,7 +85,9 @@ def test_resuming_with_other_weights_is_refused_in_a_sentence(tmp_path: Path) ->
 
 def test_guidance_makes_a_difference_and_needs_an_encoding(tmp_path: Path) -> None:
     made = [
-        secondlook.draw("red rrr", "random(n=1)", tmp_path / str(g), model=TestConditional().made(), guidance=g, steps=3)
+        secondlook.draw(
+            "red rrr", "random(n=1)", tmp_path / str(g), model=TestConditional().made(), guidance=g, steps=3
+        )
         for g in (1.0, 4.0)
     ]
     assert not np.array_equal(made[0][0].picture, made[1][0].picture)
