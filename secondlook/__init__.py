@@ -6,7 +6,7 @@ from typing import Any
 
 __version__ = "0.2.0"
 __all__ = [
-    "Result", "Run", "SecondlookError", "__version__", "draw", "load", "open_run", "replay", "rescore", "resume", "write_report",
+    "Result", "Run", "SecondlookError", "__version__", "draw", "load", "open_run", "own", "replay", "rescore", "resume", "write_report",
 ]  # fmt: skip
 
 
@@ -24,6 +24,10 @@ def __getattr__(name: str) -> Any:
         from secondlook.adapters.load import load
 
         return load
+    if name == "own":
+        from secondlook.backends.network import own
+
+        return own
     if name == "write_report":
         from secondlook.report.html import write_report
 

@@ -195,8 +195,8 @@ def _refuse_other(store: Store, backend: Backend, now: dict[str, str]) -> None:
     had = {k: v for k, v in store.config.get("weights", now).items() if not of_a_judge(k)}
     if had == now:
         return
-    mend = (f"Install the release that made it ({store.config.get('version')})" if backend.name != "diffusers" else
-            "Give the same pipeline, with the same LoRA and scheduler settings (model=pipe in Python)")  # fmt: skip
+    mend = getattr(backend, "mend", f"Install the release that made it ({store.config.get('version')})" if backend.name != "diffusers"
+                   else "Give the same pipeline, with the same LoRA and scheduler settings (model=pipe in Python)")  # fmt: skip
     raise ConfigError(f'The weights are not those that the run "{store.folder}" began with, so it cannot go on as one run. '
                       f"{mend}, or draw again into another folder.")  # fmt: skip
 

