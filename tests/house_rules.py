@@ -19,7 +19,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("solvers", "models", "metrics", "verify", "eyes", "worlds", "plans", "adapters", "critics"),
     ("engine",),
     ("train", "backends", "sample"),
-    ("api", "report", "testing"),
+    ("api", "report", "testing", "runs"),
     ("bench", "cli"),
     ("__main__",),
 )

@@ -19,7 +19,6 @@ from secondlook.engine.derive import replay
 from secondlook.engine.driver import Driver
 from secondlook.engine.record import Record
 from secondlook.engine.rescore import rescore
-from secondlook.engine.results import results
 from secondlook.engine.rig import Rig
 from secondlook.engine.select import Best, Diverse, RankMean, select
 from secondlook.engine.store import Store
@@ -31,6 +30,7 @@ from secondlook.noise import Key
 from secondlook.plans.moves import best, clone, fresh, near, resume, rewind
 from secondlook.registry import PLANS
 from secondlook.report.html import write_report
+from secondlook.runs.results import results
 from secondlook.solvers.sde import EulerMaruyama
 from secondlook.types import Condition, Context, Outcome, Plan, Proposal, Remark, Selector, State, Task
 from tests import test_context as blobs

@@ -12,7 +12,7 @@ from itertools import accumulate
 import numpy as np
 
 from secondlook.engine.driver import Driver
-from secondlook.engine.results import Result
+from secondlook.runs.results import Result
 
 _LONGEST = 48  # columns of a prompt in the table
 _JOINERS = "\u200d\ufe0e\ufe0f"  # they make one emoji of several characters
