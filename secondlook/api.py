@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from secondlook.engine.store import Store, refuse_full
 from secondlook.errors import ConfigError, nearest
 from secondlook.models.threads import threads as threads
 from secondlook.noise import Key
+from secondlook.runs import temporary
 from secondlook.runs.again import Replayed as Replayed
 from secondlook.runs.again import open_run as open_run
 from secondlook.runs.again import opened as opened
@@ -29,15 +29,22 @@ from secondlook.runs.again import replay as replay
 from secondlook.runs.again import replay_outcome as replay_outcome
 from secondlook.runs.again import rescore as rescore
 from secondlook.runs.again import resume as resume
+from secondlook.runs.begin import begin_from, digest, given_noise, save
 from secondlook.runs.carry import build_rig as build_rig
 from secondlook.runs.carry import carry
 from secondlook.runs.carry import tasks_of as tasks_of
+from secondlook.runs.progress import watcher
 from secondlook.runs.results import Result as Result
 from secondlook.runs.results import Run
 from secondlook.settings import OPTIONS, Settings, make_plan, needs_of, texts
 from secondlook.types import UNITS, Condition, Cost, Task
 
 DEFAULT_SAMPLES = 20  # what an endless plan without a budget may spend, in plain samples
+ALIASES = {
+    "num_inference_steps": "steps",
+    "guidance_scale": "guidance",
+    "negative_prompt": "negative",
+}  # of diffusers' calls
 
 
 # ---- from what is asked to a run -----------------------------------------------------------------------------------------
@@ -45,7 +52,7 @@ DEFAULT_SAMPLES = 20  # what an endless plan without a budget may spend, in plai
 
 def asked(options: Mapping[str, Any]) -> tuple[Settings, Any, dict[str, Any]]:
     """Options as settings, with the model as it was given and judges that are objects. ConfigError for what is not an option."""
-    given = {k: v for k, v in options.items() if v is not None}
+    given = _by_our_names({k: v for k, v in options.items() if v is not None})
     known = [*OPTIONS, *UNITS, *(f"total_{u}" for u in UNITS)]
     unknown = [k for k in given if k not in known]
     if unknown:
@@ -62,6 +69,17 @@ def asked(options: Mapping[str, Any]) -> tuple[Settings, Any, dict[str, Any]]:
     if model is not None and not isinstance(model, (str, Path)):
         del given["model"]
     return Settings(budget=budget, total=total, **given), model, objects
+
+
+def _by_our_names(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with diffusers' own names for some replaced by ours; ConfigError where both are given."""
+    found = dict(given)
+    for theirs, ours in ALIASES.items():
+        if theirs in found:
+            if ours in found:
+                raise ConfigError(f"{theirs} is another name of {ours}; give one of them.")
+            found[ours] = found.pop(theirs)
+    return found
 
 
 def budget_of(s: Settings, rig: Rig, tasks: Sequence[Task]) -> Budget:
@@ -84,13 +102,16 @@ def draw(
     plan: str = "random(n=20)",
     out: str | Path | None = None,
     *,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
+    latents: Any = None,
     **options: Any,
 ) -> Run:
     """Search for the best picture of each prompt and return one Result a prompt, in order.
 
     prompts: a text, a class's number, or several. ``out`` names the run's folder (new or empty; a temporary one by default). Budgets
-    (nfe, evals, verdicts, remarks, comparisons, backward, seconds) hold for each prompt, ``total_nfe`` and the like for all of them. The
+    (nfe, evals, verdicts, remarks, comparisons, backward, seconds) hold for each prompt, ``total_nfe`` and the like for all of them.
+    latents: noise of your own that each prompt begins from, as ``pipe(..., latents=...)`` takes it but never packed: [*S], or
+    [prompts, *S]. progress: True for a line where somebody watches a terminal or a notebook, or a function that is told. The
     other options are those of `secondlook draw --help`, with underscores; model may also be a diffusers pipeline or what
     ``secondlook.load`` returned, and verifier, critic, comparer and select may be objects. Raises ConfigError for anything not
     understood, before a folder is made.
@@ -98,6 +119,7 @@ def draw(
     s, model, objects = asked({"plan": plan, **options})
     s.prompts = texts(prompts)
     _try_options(s)
+    told = watcher(progress, len(s.prompts))
     folder = _folder(out)
     backend = find(s.model if model is None else model, s)
     s = s.filled(backend.usual(s)).resolved()
@@ -107,6 +129,9 @@ def draw(
         _refuse_unread(s, rig)
         tasks = tasks_of(s, backend, rig.times)
         s.budget = dict(budget_of(s, rig, tasks).limits)
+        noise = given_noise(s, rig, len(tasks), latents)
+        begin_from(rig, tasks, noise)
+        kept = None if latents is None else noise
         config = {
             **s.as_dict(),
             "version": secondlook.__version__,
@@ -114,11 +139,13 @@ def draw(
             "versions": versions(),
             "command": s.command("draw", s.prompts, out=f"{folder or Path('runs/again')}-again"),
             "oracle": backend.exact(judges.verifier) or judges.told_by_oracle,
+            **({} if kept is None else {"latents": digest(kept)}),
             "weights": {**backend.digests(), **judges.digests(objects)},
         }
-        where = folder or Path(tempfile.mkdtemp(prefix="secondlook-"))
-        store = Store.create(where, config, lasting=folder is not None)
-        return carry(store, s, rig, judges, progress, tasks)
+        store = Store.create(folder or temporary.new(), config, lasting=folder is not None)
+        if kept is not None:
+            save(store, kept)
+        return carry(store, s, rig, judges, told, tasks)
 
 
 def _refuse_unread(s: Settings, rig: Rig) -> None:

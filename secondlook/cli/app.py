@@ -116,7 +116,7 @@ def _searching(commands: Any) -> None:
     draw.add_argument("--prompts", metavar="FILE", help="one prompt a line, or GenEval metadata (JSON lines)")
     draw.add_argument("--out", required=True, metavar="DIR", help="the run's folder, new or empty")
     draw.add_argument("--quiet", action="store_true", help="no progress on stderr")
-    add_settings(draw, ("search", "budget", "sampling", "guidance", "times", "pipeline"))
+    add_settings(draw, ("search", "results", "budget", "sampling", "guidance", "times", "pipeline"))
     resume = commands.add_parser("resume", help="finish an interrupted run, and score what its verifier failed with")
     resume.add_argument("dir", metavar="DIR")
     resume.add_argument("--device", help="where it goes on (default: as it began)")

@@ -38,14 +38,15 @@ class Driver:
     """Carries out the plans of ``tasks`` on ``rig``, each within ``budget`` and all within ``total``, into ``store``.
 
     window: how many tasks are under way at once, at most (None: enough to fill the rig's rows twice); memory and files held do
-    not grow with the number of tasks beyond it. patience: seconds for one answer of a judge.
+    not grow with the number of tasks beyond it. patience: seconds for one answer of a judge. until: a prompt ends when a finished picture has this score; its rows under way are finished.
     """
 
     def __init__(
         self, tasks: Sequence[Task], plan: PlanMaker, rig: Rig, budget: Budget, store: Store, *, total: Budget | None = None,
-        window: int | None = None, patience: float = PATIENCE,
+        window: int | None = None, patience: float = PATIENCE, until: float | None = None,
     ):  # fmt: skip
         self.tasks, self.plan, self.rig, self.budget, self.store = tasks, plan, rig, budget, store
+        self.until = until
         self.window = window or max(8, 2 * rig.rows)
         self.total = Ledger(total or Budget())
         self.journal = Journal(store)
@@ -124,7 +125,7 @@ class Driver:
                 self.journal.write([("began", task.index, None, {"limits": limits})])
             own = {k: min(v, self.budget.limits.get(k, v)) for k, v in limits.items()}
             budget = Budget(**{**self.budget.limits, **own})
-        run = TaskRun(task, self.plan, self.rig, self.journal, Ledger(budget, self.total), len(self.tasks), record)
+        run = TaskRun(task, self.plan, self.rig, self.journal, Ledger(budget, self.total), len(self.tasks), record, self.until)
         self.runs[task.index] = run
         if self.rig.settle is not None:
             self.rig.encoded(task.condition)
@@ -133,6 +134,9 @@ class Driver:
     def _go_on(self, run: TaskRun, jobs: list[Job]) -> None:
         """Queue what a plan proposed, or what its end asks for."""
         self.queue.extend(jobs)
+        if jobs and run.reached:  # as where a run was stopped between that picture and what follows from it
+            self._drop(run)
+            return
         if run.ended and not jobs:
             last = run.baseline()
             if last is not None:
@@ -175,7 +179,8 @@ class Driver:
                 break  # the first row's steps tell what the others will cost
             self.queue.popleft()
             if timed and (run.outcomes or self._under_way.get(run.task.index)) and self._late(run, job.price):
-                self._drop(job)
+                run.broke = True
+                self._drop(run, job)
                 continue
             self._under_way[run.task.index] = self._under_way.get(run.task.index, 0) + job.price.nfe
             if not job.proposal.move.draws:
@@ -231,16 +236,15 @@ class Driver:
             self.states.keep(number, found, half_made=not run.proposal(number).finished)
         return found
 
-    def _drop(self, job: Job) -> None:
-        """Give a proposal back that the clock no longer allows, and all of its task that wait behind it."""
-        run = job.owner
-        run.broke = True
-        dropped = [job, *(j for j in self.queue if j.owner is run)]
-        self.queue = deque(j for j in self.queue if j.owner is not run)
+    def _drop(self, run: TaskRun, *first: Job) -> None:
+        """Give back ``first`` and all of its task that wait: the clock does not allow them, or a picture is good enough."""
+        dropped = [*first, *(j for j in self.queue if j.owner is run and not j.baseline)]
+        self.queue = deque(j for j in self.queue if j.owner is not run or j.baseline)
         for each in dropped:
             run.ledger.charge(each.price, Cost())
             run.round.remove(each.n)
-        self.journal.write([("cut", run.task.index, None, {"dropped": [j.n for j in dropped]})])
+        if dropped:
+            self.journal.write([("cut", run.task.index, None, {"dropped": [j.n for j in dropped]})])
         self._settle(run)
         self._open()
 
@@ -344,7 +348,10 @@ class Driver:
                 self._note(run, job, outcome)
         self.journal.write(events, pictures)  # type: ignore[arg-type]
         for run in {id(j.owner): j.owner for j in jobs}.values():
-            self._close(run) if any(j.baseline and j.owner is run for j in jobs) else self._settle(run)
+            if any(j.baseline and j.owner is run for j in jobs):
+                self._close(run)
+            else:
+                self._drop(run) if run.reached and not run.ended else self._settle(run)
         self._open()
 
     def _note(self, run: TaskRun, job: Job, outcome: Outcome) -> None:
