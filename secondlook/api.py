@@ -33,6 +33,7 @@ from secondlook.runs.begin import begin_from, digest, given_noise, save
 from secondlook.runs.carry import build_rig as build_rig
 from secondlook.runs.carry import carry
 from secondlook.runs.carry import tasks_of as tasks_of
+from secondlook.runs.first import ask_first
 from secondlook.runs.progress import watcher
 from secondlook.runs.results import Result as Result
 from secondlook.runs.results import Run
@@ -132,6 +133,7 @@ def draw(
         noise = given_noise(s, rig, len(tasks), latents)
         begin_from(rig, tasks, noise)
         kept = None if latents is None else noise
+        ask_first(judges.verifier, rig, tasks[0].condition, s.patience)
         config = {
             **s.as_dict(),
             "version": secondlook.__version__,
