@@ -133,7 +133,6 @@ def draw(
         noise = given_noise(s, rig, len(tasks), latents)
         begin_from(rig, tasks, noise)
         kept = None if latents is None else noise
-        ask_first(judges.verifier, rig, tasks[0].condition, s.patience)
         config = {
             **s.as_dict(),
             "version": secondlook.__version__,
@@ -144,6 +143,7 @@ def draw(
             **({} if kept is None else {"latents": digest(kept)}),
             "weights": {**backend.digests(), **judges.digests(objects)},
         }
+        ask_first(judges.verifier, rig, tasks[0].condition, s.patience)  # after the digests: an object counts its calls
         store = Store.create(folder or temporary.new(), config, lasting=folder is not None)
         if kept is not None:
             save(store, kept)

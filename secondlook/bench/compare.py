@@ -79,7 +79,8 @@ def _compare(stores: Sequence[Store]) -> Compared:
         )
     said = [f"{plural(len(pairs), 'prompt')} in both; {len(configs[0]['prompts']) - len(pairs)} only in the first, "
             f"{len(configs[1]['prompts']) - len(pairs)} only in the second."]  # fmt: skip
-    values = [[_measures(r, pair[i]) for pair in pairs] for i, r in enumerate(records)]
+    places = ([p[0] for p in pairs], [p[1] for p in pairs])
+    values = [[_measures(r, task) for task in own] for r, own in zip(records, places, strict=True)]
     heard = list(dict.fromkeys(n for run in values for each in run for n in each))
     if configs[0].get("verifier") != configs[1].get("verifier"):
         heard = [n for n in heard if n != "score"]
