@@ -39,7 +39,7 @@ def write_best(run: Run, count: int) -> None:
     if count == 0 or not run:
         return
     part.mkdir()
-    cells = []
+    cells: list[np.ndarray] = []
     for result in run:
         for rank, one in enumerate(result.top(count)):
             try:
