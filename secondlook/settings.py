@@ -18,10 +18,11 @@ from secondlook.cost import ABOUT_UNITS, UNITS
 from secondlook.errors import ConfigError, SecondlookError, nearest
 from secondlook.registry import MODELS, resolve
 
-Kind = Literal["text", "path", "whole", "number", "times", "yes", "budget"]
-Group = Literal["search", "budget", "sampling", "guidance", "times", "pipeline", "hidden"]
+Kind = Literal["text", "path", "whole", "number", "times", "yes", "budget", "seeds"]
+Group = Literal["search", "results", "budget", "sampling", "guidance", "times", "pipeline", "hidden"]
 GROUPS: dict[Group, str] = {
     "search": "search",
+    "results": "where each prompt begins and ends, and what is kept of it",
     "budget": "budget for each prompt (an endless plan without one may spend that of 20 samples)",
     "sampling": "sampling (defaults are the world's, or the pipeline's own)",
     "guidance": "guidance",
@@ -30,6 +31,8 @@ GROUPS: dict[Group, str] = {
 }
 MOST_STEPS = 10_000
 SPLITS = ("even", "pool")
+KEYED = ("place", "prompt")
+MOST_SEED = 2**63 - 1
 
 
 def _option(
@@ -61,6 +64,19 @@ class Settings:
                                      "number", least=0, most=1e6, above=True)  # fmt: skip
     split: str | None = _option("how --total-... is shared: even (default), or pool, where what easy prompts leave goes to later ones",
                                 "search", choices=SPLITS)  # fmt: skip
+    until: float | None = _option(
+        "stop a prompt when its best finished score is at least this",
+        "results",
+        "number",
+        least=-math.inf,
+        most=math.inf,
+    )
+    keep: int | None = _option("how many pictures of each prompt the run's folder shows in best/ (default: 1)", "results", "whole",
+                               least=0, most=1000)  # fmt: skip
+    keyed: str | None = _option("what a prompt's noise is keyed by: its place in the list (default), or the prompt itself, so that sorting "
+                                "or adding lines changes no other picture", "results", choices=KEYED)  # fmt: skip
+    seeds: tuple[int, ...] | None = _option("begin each prompt from the noise that a pipeline draws with this torch.Generator seed: one for all, or "
+                                            "one for each prompt, with commas", "results", "seeds")  # fmt: skip
     budget: dict[str, float] = field(default_factory=dict)
     total: dict[str, float] = field(default_factory=dict)
     world: str | None = _option(
@@ -198,6 +214,8 @@ def _words(row: Field[Any], value: Any) -> list[str]:
         return [name if value else name.replace("--", "--no-", 1)]
     if kind == "times":
         return [name, *(f"{v:g}" for v in value)]
+    if kind == "seeds":
+        return [name, ",".join(map(str, value))]
     if row.name in _UNNAMED and (not value or str(value).startswith("object:")):
         return [name, _UNNAMED[row.name]]
     return [name, str(value)]
@@ -215,6 +233,8 @@ def normal(row: Field[Any], value: Any) -> Any:
         return value
     if kind == "times":
         return _times(name, value)
+    if kind == "seeds":
+        return _seeds(name, value)
     if kind in ("whole", "number"):
         return _within(name, _number(name, value, kind), facts)
     if isinstance(value, Path):
@@ -265,6 +285,20 @@ def _times(name: str, value: Any) -> tuple[float, float]:
     if not 0 <= low < high <= 1:
         raise ConfigError(f"{name} must be two times, 0 <= LOW < HIGH <= 1 (1 is data); got {low:g} {high:g}.")
     return low, high
+
+
+def _seeds(name: str, value: Any) -> tuple[int, ...]:
+    """Seeds from a number, several, or a text of them with commas."""
+    if isinstance(value, str):
+        value = value.split(",")
+        if not all(v.strip().isascii() and v.strip().isdigit() and len(v.strip()) < 20 for v in value):
+            raise ConfigError(f"{name} expects whole numbers with commas, such as 7 or 1,2,3; got {','.join(value)!r}.")
+        value = [int(v) for v in value]
+    some = list(value) if isinstance(value, (list, tuple, range)) else [value]
+    if not some:
+        raise ConfigError(f"{name} expects one seed, or one for each prompt; got none.")
+    facts = {"least": 0, "most": MOST_SEED, "above": False}
+    return tuple(int(_within(name, _number(name, v, "whole"), facts)) for v in some)
 
 
 def limits_of(given: Mapping[str, Any]) -> dict[str, float]:

@@ -14,12 +14,10 @@ import torch
 
 import secondlook
 from examples.own_backend import OwnBackend
-from secondlook import api
 from secondlook.engine.derive import replay
 from secondlook.engine.driver import Driver
 from secondlook.engine.record import Record
 from secondlook.engine.rescore import rescore
-from secondlook.engine.results import results
 from secondlook.engine.rig import Rig
 from secondlook.engine.select import Best, Diverse, RankMean, select
 from secondlook.engine.store import Store
@@ -31,6 +29,8 @@ from secondlook.noise import Key
 from secondlook.plans.moves import best, clone, fresh, near, resume, rewind
 from secondlook.registry import PLANS
 from secondlook.report.html import write_report
+from secondlook.runs import again as runs_again
+from secondlook.runs.results import results
 from secondlook.solvers.sde import EulerMaruyama
 from secondlook.types import Condition, Context, Outcome, Plan, Proposal, Remark, Selector, State, Task
 from tests import test_context as blobs
@@ -296,7 +296,7 @@ def test_a_finished_run_with_a_row_that_overflowed_is_read_and_not_judged_again(
     with pytest.raises(ConfigError, match=r"Outcome 0 has no picture to compare: .* or its row overflowed"):
         secondlook.replay(tmp_path / "run", 0, model=Burst())
     assert secondlook.replay(tmp_path / "run", 1, model=Burst()).same
-    monkeypatch.setattr(api, "found_again", lambda *_: pytest.fail("there is nothing left to do"))
+    monkeypatch.setattr(runs_again, "found_again", lambda *_: pytest.fail("there is nothing left to do"))
     [again] = secondlook.resume(tmp_path / "run")
     assert (again.outcome, again.score) == (drawn.outcome, drawn.score)
 

@@ -209,11 +209,11 @@ def test_a_plan_is_told_the_same_of_its_budget_when_it_is_replayed(network: Text
 
 
 def test_a_total_too_small_for_its_prompts_is_refused() -> None:
-    from secondlook import api
+    from secondlook.runs.carry import budget_each
     from secondlook.settings import Settings
 
     with pytest.raises(ConfigError, match="less than 1 for each of 50 prompts"):
-        api._budget(Settings(total={"nfe": 40}), 50)
+        budget_each(Settings(total={"nfe": 40}), 50)
 
 
 # ---- killed on two threads ---------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from secondlook.types import Condition, Verifier
 
 COMMON = frozenset({
     "plan", "verifier", "critic", "comparer", "select", "window", "patience", "split", "world", "model", "steps", "solver", "guidance", "shift",
-    "seed", "rows", "pad", "threads", "device", "cfg_channels", "cfg_interval",
+    "seed", "rows", "pad", "threads", "device", "cfg_channels", "cfg_interval", "until", "keep", "keyed", "seeds",
 })  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from secondlook import __version__
-from secondlook.cli.options import add_settings, real, whole
+from secondlook.cli.options import add_settings, compare_flags, real, whole
 from secondlook.errors import ConfigError, SecondlookError, nearest
 from secondlook.models.allocator import keep_buffers
 
@@ -21,7 +21,7 @@ ACTS = {
     "sample": "secondlook.cli.sample:sample", "train": "secondlook.train.command:run", "import": "secondlook.cli.data:import_weights",
     "encode": "secondlook.cli.data:encode", "evaluate": "secondlook.cli.data:evaluate", "prompts": "secondlook.cli.data:prompts",
     "list": "secondlook.cli.data:show", "bench": "secondlook.cli.bench:bench", "probe": "secondlook.cli.bench:probe",
-    "audit": "secondlook.cli.bench:audit", "calibrate": "secondlook.cli.bench:calibrate",
+    "audit": "secondlook.cli.bench:audit", "compare": "secondlook.cli.compare:compare", "calibrate": "secondlook.cli.bench:calibrate",
 }  # fmt: skip
 COMMANDS = (*ACTS, "pairs")  # which `_reflect` carries out
 SLOW = (
@@ -94,6 +94,7 @@ def parser() -> Parser:
     _importing(commands.add_parser("import", help="weights that others published into this project's own file"))
     _encoding(commands.add_parser("encode", help="a folder of pictures into latents, once, for training"))
     _comparing(commands.add_parser("bench", help="compare plans at equal budgets, on your own prompts and model"))
+    compare_flags(commands.add_parser("compare", help="two runs over the prompts that both drew, with intervals"))
     _probing(commands.add_parser("probe", help="a few draws, and what they say a search could win"))
     _calibrating(commands.add_parser("calibrate", help="how early scores can be trusted, and where to halve"))
     audit = commands.add_parser(
@@ -116,7 +117,7 @@ def _searching(commands: Any) -> None:
     draw.add_argument("--prompts", metavar="FILE", help="one prompt a line, or GenEval metadata (JSON lines)")
     draw.add_argument("--out", required=True, metavar="DIR", help="the run's folder, new or empty")
     draw.add_argument("--quiet", action="store_true", help="no progress on stderr")
-    add_settings(draw, ("search", "budget", "sampling", "guidance", "times", "pipeline"))
+    add_settings(draw, ("search", "results", "budget", "sampling", "guidance", "times", "pipeline"))
     resume = commands.add_parser("resume", help="finish an interrupted run, and score what its verifier failed with")
     resume.add_argument("dir", metavar="DIR")
     resume.add_argument("--device", help="where it goes on (default: as it began)")

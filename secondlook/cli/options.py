@@ -28,6 +28,7 @@ def real(text: str) -> float:
 
 def add_settings(p: argparse.ArgumentParser, groups: Sequence[str]) -> None:
     """Flags for the options of these groups, in the table's order."""
+    p.set_defaults(groups=tuple(groups))
     for group in groups:
         box = p.add_argument_group(GROUPS[group])  # type: ignore[index]
         if group == "budget":
@@ -54,6 +55,19 @@ def _how(row: Any) -> dict[str, Any]:
 
 def given(args: argparse.Namespace) -> dict[str, Any]:
     """The settings that were typed, by name, with budgets."""
-    names = [*OPTIONS, *budget_units(), *(f"total_{u}" for u in budget_units())]
+    groups = getattr(args, "groups", tuple(GROUPS))  # a command may have a flag of its own by an option's name
+    names = [
+        *(n for n, row in OPTIONS.items() if row.metadata["group"] in groups),
+        *budget_units(),
+        *(f"total_{u}" for u in budget_units()),
+    ]
     found = {n: v for n in names if (v := getattr(args, n, None)) is not None}
     return {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
+
+
+def compare_flags(p: argparse.ArgumentParser) -> None:
+    """What `secondlook compare` takes."""
+    p.add_argument("first", metavar="DIR1")
+    p.add_argument("second", metavar="DIR2")
+    p.add_argument("--out", metavar="FILE.html", help="also write a page with both runs' pictures")
+    p.add_argument("--json", metavar="FILE", help="also write all numbers")

@@ -1,48 +1,19 @@
-"""What a person watching sees: a line of progress on stderr, and a table of results."""
+"""What a person sees of results: a table."""
 
 from __future__ import annotations
 
 import math
-import sys
-import time
 import unicodedata
 from collections.abc import Sequence
 from itertools import accumulate
 
 import numpy as np
 
-from secondlook.engine.driver import Driver
-from secondlook.engine.results import Result
+from secondlook.runs.progress import Progress as Progress
+from secondlook.runs.results import Result
 
 _LONGEST = 48  # columns of a prompt in the table
 _JOINERS = "\u200d\ufe0e\ufe0f"  # they make one emoji of several characters
-
-
-class Progress:
-    """A line on stderr: outcomes and prompts done, seconds; rewritten in place on a terminal, every 5 s elsewhere."""
-
-    def __init__(self, prompts: int):
-        self.prompts, self.begin, self.last = prompts, time.monotonic(), 0.0
-        self.live = sys.stderr.isatty()
-        self.text = ""
-
-    def __call__(self, driver: Driver) -> None:
-        now = time.monotonic()
-        if now - self.last < (0.2 if self.live else 5.0):
-            return
-        self.last = now
-        self.show(driver)
-
-    def show(self, driver: Driver) -> None:
-        known = list(driver.best.values())
-        mean = f", mean best score {np.mean(known):.3f}" if len(known) == self.prompts else ""
-        self.text = (f"{time.monotonic() - self.begin:5.0f} s  prompts {driver.ended}/{self.prompts}, drawn {driver.drawn}, "
-                     f"under way {driver.under_way}{mean}")  # fmt: skip
-        print(("\r\x1b[K" if self.live else "") + self.text, end="" if self.live else "\n", file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        if self.live and self.text:
-            print(file=sys.stderr)
 
 
 def table(found: Sequence[Result]) -> str:

@@ -19,9 +19,9 @@ from secondlook.cli.progress import Progress, table
 from secondlook.cli.prompts import read_prompts
 from secondlook.engine.record import Record
 from secondlook.engine.rescore import Rescored
-from secondlook.engine.results import Result
 from secondlook.engine.store import Store
 from secondlook.errors import ConfigError, SecondlookError
+from secondlook.runs.results import Result
 from secondlook.settings import Settings
 from secondlook.types import Outcome
 

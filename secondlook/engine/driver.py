@@ -38,14 +38,15 @@ class Driver:
     """Carries out the plans of ``tasks`` on ``rig``, each within ``budget`` and all within ``total``, into ``store``.
 
     window: how many tasks are under way at once, at most (None: enough to fill the rig's rows twice); memory and files held do
-    not grow with the number of tasks beyond it. patience: seconds for one answer of a judge.
+    not grow with the number of tasks beyond it. patience: seconds for one answer of a judge. until: a prompt ends when a finished picture has this score; its rows under way are finished.
     """
 
     def __init__(
         self, tasks: Sequence[Task], plan: PlanMaker, rig: Rig, budget: Budget, store: Store, *, total: Budget | None = None,
-        window: int | None = None, patience: float = PATIENCE,
+        window: int | None = None, patience: float = PATIENCE, until: float | None = None,
     ):  # fmt: skip
         self.tasks, self.plan, self.rig, self.budget, self.store = tasks, plan, rig, budget, store
+        self.until = until
         self.window = window or max(8, 2 * rig.rows)
         self.total = Ledger(total or Budget())
         self.journal = Journal(store)
@@ -78,7 +79,8 @@ class Driver:
             at_end.callback(self.desk.close)
             self._open()
             while self.runs:
-                self._fill()
+                while self._fill():
+                    pass
                 if self.slots.jobs and not self.desk.crowded:
                     self._tick()
                 self._collect(wait=not self.slots.jobs or self.desk.crowded)
@@ -124,7 +126,9 @@ class Driver:
                 self.journal.write([("began", task.index, None, {"limits": limits})])
             own = {k: min(v, self.budget.limits.get(k, v)) for k, v in limits.items()}
             budget = Budget(**{**self.budget.limits, **own})
-        run = TaskRun(task, self.plan, self.rig, self.journal, Ledger(budget, self.total), len(self.tasks), record)
+        run = TaskRun(
+            task, self.plan, self.rig, self.journal, Ledger(budget, self.total), len(self.tasks), record, self.until
+        )
         self.runs[task.index] = run
         if self.rig.settle is not None:
             self.rig.encoded(task.condition)
@@ -133,6 +137,9 @@ class Driver:
     def _go_on(self, run: TaskRun, jobs: list[Job]) -> None:
         """Queue what a plan proposed, or what its end asks for."""
         self.queue.extend(jobs)
+        if jobs and run.reached:  # as where a run was stopped between that picture and what follows from it
+            self._drop(run)
+            return
         if run.ended and not jobs:
             last = run.baseline()
             if last is not None:
@@ -163,13 +170,9 @@ class Driver:
             return False
         return run.ledger.spent.seconds + pace * (price.nfe + self._under_way.get(run.task.index, 0)) > limit
 
-    def _fill(self) -> None:
-        """Give free slots to waiting proposals, in order, until some kind of row has a full batch."""
-        while self.queue and self.slots.free and self._enter():
-            pass
-
-    def _enter(self) -> bool:
-        """The next proposals into what is free now; whether there were any."""
+    def _fill(self) -> bool:
+        """Give what is free in the slots to waiting proposals, in order; whether any entered. Again and again, some kind of row has a
+        full batch in the end."""
         entering: list[Job] = []
         again: list[Job] = []
         room = self.slots.free
@@ -181,7 +184,8 @@ class Driver:
                 break  # the first row's steps tell what the others will cost
             self.queue.popleft()
             if timed and (run.outcomes or self._under_way.get(run.task.index)) and self._late(run, job.price):
-                self._drop(job)
+                run.broke = True
+                self._drop(run, job)
                 continue
             self._under_way[run.task.index] = self._under_way.get(run.task.index, 0) + job.price.nfe
             if not job.proposal.move.draws:
@@ -238,16 +242,15 @@ class Driver:
             self.states.keep(number, found, half_made=not run.proposal(number).finished)
         return found
 
-    def _drop(self, job: Job) -> None:
-        """Give a proposal back that the clock no longer allows, and all of its task that wait behind it."""
-        run = job.owner
-        run.broke = True
-        dropped = [job, *(j for j in self.queue if j.owner is run)]
-        self.queue = deque(j for j in self.queue if j.owner is not run)
+    def _drop(self, run: TaskRun, *first: Job) -> None:
+        """Give back ``first`` and all of its task that wait: the clock does not allow them, or a picture is good enough."""
+        dropped = [*first, *(j for j in self.queue if j.owner is run and not j.baseline)]
+        self.queue = deque(j for j in self.queue if j.owner is not run or j.baseline)
         for each in dropped:
             run.ledger.charge(each.price, Cost())
             run.round.remove(each.n)
-        self.journal.write([("cut", run.task.index, None, {"dropped": [j.n for j in dropped]})])
+        if dropped:
+            self.journal.write([("cut", run.task.index, None, {"dropped": [j.n for j in dropped]})])
         self._settle(run)
         self._open()
 
@@ -273,8 +276,8 @@ class Driver:
     def _arrive(self, jobs: list[Job], state: State) -> None:
         """Rows that reached their stop: looked at where they are half-made, then kept, and shown to the desk."""
         shown = state.x
-        paid = [i for i, j in enumerate(jobs) if _half(j) and j.proposal.asks and j.proposal.look == "paid"]
-        free = [i for i, j in enumerate(jobs) if _half(j) and j.proposal.asks and j.proposal.look == "free"]
+        paid = [i for i, j in enumerate(jobs) if j.half_made and j.proposal.asks and j.proposal.look == "paid"]
+        free = [i for i, j in enumerate(jobs) if j.half_made and j.proposal.asks and j.proposal.look == "free"]
         if paid:
             state, shown = self._look(jobs, state, paid, shown)
         if free:
@@ -350,7 +353,10 @@ class Driver:
                 self._note(run, job, outcome)
         self.journal.write(events, pictures)  # type: ignore[arg-type]
         for run in {id(j.owner): j.owner for j in jobs}.values():
-            self._close(run) if any(j.baseline and j.owner is run for j in jobs) else self._settle(run)
+            if any(j.baseline and j.owner is run for j in jobs):
+                self._close(run)
+            else:
+                self._drop(run) if run.reached and not run.ended else self._settle(run)
         self._open()
 
     def _note(self, run: TaskRun, job: Job, outcome: Outcome) -> None:
@@ -362,7 +368,7 @@ class Driver:
             while len(self._recent) > RECENT:
                 self._recent.popitem(last=False)
         if job.state is not None:
-            self.states.keep(job.number, job.state, half_made=_half(job))
+            self.states.keep(job.number, job.state, half_made=job.half_made)
         run.pay(job.price, job.cost)
         if job.cost.nfe:
             self.pace = job.cost.seconds / job.cost.nfe
@@ -390,7 +396,3 @@ def _settled(task: Task, record: Record) -> bool:
 
 def _named(numbers: Sequence[int]) -> str:
     return f"outcome{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
-
-
-def _half(job: Job) -> bool:
-    return not job.proposal.finished

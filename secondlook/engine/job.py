@@ -70,6 +70,11 @@ class Job:
         return self.t >= self.goal - EPS
 
     @property
+    def half_made(self) -> bool:
+        """Whether it ends before a picture is finished."""
+        return not self.proposal.finished
+
+    @property
     def drawn(self) -> np.ndarray | None:
         """The picture that it made; one that it is only asked about is another's."""
         return self.picture if self.proposal.move.draws else None

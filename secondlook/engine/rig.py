@@ -57,7 +57,7 @@ class Rig:
     settle: called when the conditions of the tasks that begin are encoded. inference: whether the network is nobody's but ours,
     so that PyTorch's inference mode, which is a little quicker, may be used; it would leave a user's weights untrainable where a
     library casts or moves them on the way. beside: whether decoding may go on in a thread beside the network (None: where that
-    does not compute on the CPU, which both would share).
+    does not compute on the CPU, which both would share). given: noise [*S] of a user's own, by the key whose fresh noise it stands for.
     """
 
     flow: Flow
@@ -77,6 +77,7 @@ class Rig:
     settle: Callable[[], None] | None = None
     inference: bool = False
     beside: bool | None = None
+    given: dict[Key, Tensor] = field(default_factory=dict)
     _ahead: Ahead | None = field(default=None, repr=False)
     _encoded: OrderedDict[Condition, Any] = field(default_factory=OrderedDict, repr=False)
     _stacked: tuple[tuple[Condition, ...], Any] = field(default=((), None), repr=False)
@@ -148,7 +149,8 @@ class Rig:
 
     def start(self, key: Key) -> State:
         """A one-row state of fresh noise at the first time."""
-        x = normal([key.child("start")], self.shape)
+        noise = self.given.get(key)
+        x = normal([key.child("start")], self.shape) if noise is None else noise[None].clone()
         x = x if self.scale == 1.0 else x * self.scale
         return State(x, torch.full((1,), self.begin), (key,), torch.zeros(1, dtype=torch.long))
 

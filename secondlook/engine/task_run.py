@@ -31,13 +31,14 @@ FREE = 1000  # rounds one after the other that cost nothing, before a plan is ta
 
 class TaskRun:
     """The plan of one task under way. tasks: how many the run has, which numbers its outcomes. record: what the log holds
-    of this task. late: whether the clock has no room for work of a price."""
+    of this task. until: the score of a finished picture with which the search may end."""
 
     def __init__(
-        self, task: Task, plan: PlanMaker, rig: Rig, journal: Journal, ledger: Ledger, tasks: int, record: Record
-    ):
+        self, task: Task, plan: PlanMaker, rig: Rig, journal: Journal, ledger: Ledger, tasks: int, record: Record,
+        until: float | None = None,
+    ):  # fmt: skip
         self.task, self.rig, self.journal, self.ledger, self.tasks = task, rig, journal, ledger, tasks
-        self.record = record
+        self.record, self.until = record, until
         self.outcomes: dict[int, Outcome] = {}
         self.shown: set[int] = set()  # those that have a picture
         self.conditions = {task.condition}  # what the network is told: the task's own, and those that its plan writes
@@ -75,12 +76,23 @@ class TaskRun:
         """Whether an earlier outcome has a picture: that of a row that overflowed was lost."""
         return self._pictured(number // self.tasks)
 
+    @property
+    def reached(self) -> bool:
+        """Whether a finished picture is good enough. Told from outcomes alone, so that a resumed run ends where the first did."""
+        return self.until is not None and any(
+            o.finished and o.score is not None and o.score >= self.until and self._pictured(n)
+            for n, o in self.outcomes.items()
+        )
+
     # ---- the plan's turn ---------------------------------------------------------------------------------------------
 
     def advance(self, outcomes: list[Outcome] | None, late: Callable[[Cost], bool]) -> list[Job]:
         """Hand the plan its outcomes until it proposes work that is not recorded yet, or ends. Returns that work."""
         while not self.ended:
             self._tell()
+            if self.reached:
+                self._end(None)
+                break
             try:
                 proposals = next(self.plan) if outcomes is None else self.plan.send([_copy(o) for o in outcomes])
                 if not isinstance(proposals, Sequence) or not all(isinstance(p, Proposal) for p in proposals):
@@ -265,8 +277,9 @@ class TaskRun:
         done = [o for n, o in self.outcomes.items() if o.finished and self._pictured(n)]
         winner = named if named is not None else best(done).id if done else None
         left = {u: number_out(v) for u, v in self._left.items()}
-        body = {"winner": winner, "named": named, "returned": value, "out_of_budget": self.broke, "left": left,
-                "baseline": self.baseline() is not None, "plain": self._plain_number(), "asked": self._asked}  # fmt: skip
+        body = {"winner": winner, "named": named, "returned": value, "out_of_budget": self.broke and not self.reached, "left": left,
+                "baseline": self.baseline() is not None, "plain": self._plain_number(), "asked": self._asked,
+                **({"reached": self.until} if self.reached else {})}  # fmt: skip
         self.journal.write([("ended", index, None, body)])
 
     def _pictured(self, n: int) -> bool:

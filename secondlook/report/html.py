@@ -23,7 +23,7 @@ def write_report(folder: str | Path) -> Path:
     store = Store.open(folder)
     try:
         run = read_run(store)
-        page = _document(title(run), page_body(run, Album(store, run.record.digests)))
+        page = document(title(run), page_body(run, Album(store, run.record.digests)))
     finally:
         store.close()
     path = store.folder / NAME
@@ -31,7 +31,8 @@ def write_report(folder: str | Path) -> Path:
     return path
 
 
-def _document(name: str, body: str) -> str:
+def document(name: str, body: str) -> str:
+    """A whole page of a body, which nothing from outside gets into."""
     # The policy lets nothing in from outside and runs this page's script only, whatever a prompt may hold.
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     policy = (

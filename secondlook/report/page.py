@@ -186,7 +186,7 @@ def _glance(p: Prompted, album: Album) -> str:
     if p.base is not None and p.base_file is not None:
         pictures.append(album.thumb(p.base_file, "Unsearched"))
     if p.winner is not None:
-        pictures.append(album.thumb(p.winner.id, "Winner"))
+        pictures.append(album.thumb(p.winner.id, "Winner" if p.won else "Not judged"))
     base = p.base.score if p.base is not None else math.nan
     numbers = "no picture yet"
     if p.winner is not None:

@@ -63,6 +63,8 @@ def _status(prompt: Prompted) -> str:
     made = plural(len(prompt.outcomes) - half, "picture") + (f" and {half} half-made" if half else "")
     if prompt.ended is None:
         return f"Not finished: {made} so far." if prompt.outcomes else "Not begun."
+    if "reached" in prompt.ended:
+        return f"{made}; one was good enough (a score of {prompt.ended['reached']:g} or more)."
     why = "its budget was spent" if prompt.ended.get("out_of_budget") else "the plan came to its end"
     return f"{made}; {why}."
 
@@ -74,7 +76,7 @@ def _pair(run: Run, prompt: Prompted, album: Album) -> str:
     if base is not None and prompt.base_file is not None:
         figures.append(_figure("Unsearched", base, prompt.base_file, prompt, album, run))
     if winner is not None:
-        figures.append(_figure("★ Winner", winner, winner.id, prompt, album, run))
+        figures.append(_figure("★ Winner" if prompt.won else "Not judged", winner, winner.id, prompt, album, run))
     if not figures:
         return ""  # the chart's place says so
     same = base is not None and winner is not None and base.id == winner.id
@@ -171,5 +173,5 @@ def _candidates(run: Run, prompt: Prompted, album: Album, pictured: set[int], ce
     note = ""
     if left_out:
         note = f'<p class="note">{count(left_out)} candidates are listed without picture, to keep the page small.</p>'
-    won = f' <a href="#o{prompt.winner.id}">to the winner</a>' if prompt.winner is not None else ""
+    won = f' <a href="#o{prompt.winner.id}">to the winner</a>' if prompt.winner is not None and prompt.won else ""
     return f'<h3>Candidates{won}</h3>{note}<div class="box">{families}</div>'

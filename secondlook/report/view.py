@@ -10,7 +10,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from secondlook.engine.record import Record
+from secondlook.engine.record import Record, or_nan
 from secondlook.engine.store import Store
 from secondlook.report.shown import Shown
 from secondlook.report.text import parent, part
@@ -43,6 +43,15 @@ class Prompted:
     spent: Cost
     ended: dict[str, Any] | None
     steps: Sequence[Step] = field(default_factory=tuple)
+    picked: bool = False  # whether a selector or the plan chose the winner
+
+    @property
+    def won(self) -> bool:
+        """Whether somebody judged or chose the picture that is handed over; otherwise it stands for want of another."""
+        w = self.winner
+        return w is not None and (
+            self.picked or not math.isnan(w.score) or not math.isnan(or_nan(w.outcome.preference))
+        )
 
     @property
     def line(self) -> set[int]:
@@ -154,6 +163,7 @@ def _prompted(record: Record, index: int, prompt: str | None) -> Prompted:
         record.spent(index),
         record.ended.get(index),
         _steps(record, outcomes),
+        bool(record.chosen(index)),
     )
 
 
