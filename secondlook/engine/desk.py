@@ -298,15 +298,19 @@ class Looking:
 
 def judged(judge: Callable[..., Any], samples: Tensor, conditions: Sequence[Condition]) -> list[Any]:
     """A judge's number for each picture; where it fails for all of them together, each alone, with the error as answer."""
+    return [value for value, _ in heard(judge, samples, conditions)]
+
+
+def heard(
+    judge: Callable[..., Any], samples: Tensor, conditions: Sequence[Condition]
+) -> list[tuple[Any, dict[str, float]]]:
+    """The same with each picture's named components, of which an error has none."""
     try:
-        return list(answers.scores(judge(samples.clone(), conditions), len(samples))[0])
+        return list(zip(*answers.scores(judge(samples.clone(), conditions), len(samples)), strict=True))
     except (Exception, SystemExit) as error:
         if len(samples) == 1:
-            return [left(error)]
-    found: list[Any] = []
-    for i, condition in enumerate(conditions):
-        found += judged(judge, samples[i : i + 1], [condition])
-    return found
+            return [(left(error), {})]
+    return [one for i, c in enumerate(conditions) for one in heard(judge, samples[i : i + 1], [c])]
 
 
 def judged_lines(task: int, number: int, name: str, value: Any) -> list[Line]:
