@@ -71,7 +71,11 @@ def score(runs: Runs, unit: str, budgets: Sequence[float], name: str) -> None:
         return
     verifier = make_named("verifier", name)
     for k, (store, pictures) in enumerate(todo, 1):
-        print(f"scoring run {k} of {len(todo)}: {len(pictures)} pictures", file=sys.stderr, flush=True)
+        print(
+            f"scoring run {k} of {len(todo)}: {len(pictures)} picture{'s' * (len(pictures) != 1)}",
+            file=sys.stderr,
+            flush=True,
+        )
         with store.writing():
             judge_these(store, name, verifier, pictures)
 
