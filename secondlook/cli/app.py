@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from secondlook import __version__
+from secondlook.cli.comparing import calibrating, comparing, probing
 from secondlook.cli.options import add_settings, compare_flags, real, whole
 from secondlook.errors import ConfigError, SecondlookError, nearest
 from secondlook.models.allocator import keep_buffers
 
 ACTS = {
-    **{name: f"secondlook.cli.search:{name}" for name in ("draw", "resume", "replay", "report", "rescore", "export")},
+    **{name: f"secondlook.cli.search:{name}" for name in ("draw", "resume", "replay", "report", "rescore")},
+    "export": "secondlook.cli.export:export",
     "sample": "secondlook.cli.sample:sample", "train": "secondlook.train.command:run", "import": "secondlook.cli.data:import_weights",
     "encode": "secondlook.cli.data:encode", "evaluate": "secondlook.cli.data:evaluate", "prompts": "secondlook.cli.data:prompts",
     "list": "secondlook.cli.data:show", "bench": "secondlook.cli.bench:bench", "probe": "secondlook.cli.bench:probe",
@@ -93,10 +95,10 @@ def parser() -> Parser:
     commands.add_parser("pairs", help="wrong pictures of runs with what should have been drawn, to train reflect on")
     _importing(commands.add_parser("import", help="weights that others published into this project's own file"))
     _encoding(commands.add_parser("encode", help="a folder of pictures into latents, once, for training"))
-    _comparing(commands.add_parser("bench", help="compare plans at equal budgets, on your own prompts and model"))
+    comparing(commands.add_parser("bench", help="compare plans at equal budgets, on your own prompts and model"))
     compare_flags(commands.add_parser("compare", help="two runs over the prompts that both drew, with intervals"))
-    _probing(commands.add_parser("probe", help="a few draws, and what they say a search could win"))
-    _calibrating(commands.add_parser("calibrate", help="how early scores can be trusted, and where to halve"))
+    probing(commands.add_parser("probe", help="a few draws, and what they say a search could win"))
+    calibrating(commands.add_parser("calibrate", help="how early scores can be trusted, and where to halve"))
     audit = commands.add_parser(
         "audit", help="whether a run's verifier was fooled: what judges say as pictures grow more"
     )
@@ -136,9 +138,14 @@ def _searching(commands: Any) -> None:
     )
     export = commands.add_parser("export", help="write each prompt's winner for another program, or the run as a table")
     export.add_argument("dir", metavar="DIR")
-    export.add_argument("--format", default="geneval", help="geneval (default), or csv: a row an outcome")
-    export.add_argument("--out", required=True, metavar="OUT", help="a folder (geneval), or a file (csv)")
-    export.add_argument("--metadata", metavar="FILE", help="GenEval's JSON lines that were drawn, for pipelines")
+    export.add_argument(
+        "--format", default="geneval", help="geneval (default) or another of bench's suites, or csv: a row an outcome"
+    )
+    export.add_argument("--out", required=True, metavar="OUT", help="a folder (a suite's layout), or a file (csv)")
+    export.add_argument("--metadata", metavar="FILE", help="the suite's own file that was drawn, for pipelines")
+    export.add_argument(
+        "--keep", default="1", metavar="N", help="pictures of each prompt, best first, or all (default: 1)"
+    )
 
 
 def _sampling(p: argparse.ArgumentParser) -> None:
@@ -153,61 +160,6 @@ def _sampling(p: argparse.ArgumentParser) -> None:
     p.add_argument("--part", type=whole, help="pictures written at once (default: 256)")
     p.add_argument("--quiet", action="store_true", help="no progress on stderr")
     add_settings(p, ("sampling", "guidance", "times", "pipeline"))
-
-
-def _comparing(p: argparse.ArgumentParser) -> None:
-    p.add_argument(
-        "methods", nargs="+", metavar="METHOD", help='a plan and flags of draw, in quotes: "random(n=1000) --steps 8"'
-    )
-    p.add_argument(
-        "--prompts",
-        required=True,
-        metavar="FILE",
-        help="a file as draw takes it, or the name of a set (scenes-expert-dev)",
-    )
-    p.add_argument("--every", type=whole, default=1, help="take each EVERY-th prompt")
-    p.add_argument("--budgets", required=True, help="limits for each prompt, with commas: 160,320,640")
-    p.add_argument("--unit", default="evals", help="what budgets count (default: evals, network passes)")
-    p.add_argument("--seeds", type=whole, default=4, help="draws of everything, paired (default: 4)")
-    p.add_argument(
-        "--baseline", type=whole, default=0, help="the method that others are compared with, by its place (default: 0)"
-    )
-    p.add_argument("--tuned", metavar="RESULTS", help="another benchmark's results.json or .csv, on other prompts: its best method at each budget is "
-                   "the baseline here")  # fmt: skip
-    p.add_argument("--measure", help="what methods are compared by (default: checker, else judge, else score)")
-    p.add_argument(
-        "--latency", help="evals=SECONDS,decodes=SECONDS,verdicts=SECONDS instead of the clock's, as of a larger model"
-    )
-    p.add_argument("--workers", type=whole, default=1, help="runs at once, each a process")
-    p.add_argument("--out", required=True, metavar="DIR", help="holds the runs; name it again to go on")
-    add_settings(p, ("search", "sampling", "guidance", "times", "pipeline"))
-
-
-def _probing(p: argparse.ArgumentParser) -> None:
-    p.add_argument("prompt", nargs="?", help="what to draw, in quotes")
-    p.add_argument("--prompts", metavar="FILE", help="a file as draw takes it, or a set's name")
-    p.add_argument("--draws", type=whole, default=8, help="of each prompt (default: 8)")
-    p.add_argument("--out", metavar="DIR", help="keep the run there")
-    p.add_argument("--json", metavar="FILE", help="also write all numbers")
-    p.add_argument("--quiet", action="store_true", help="no progress on stderr")
-    add_settings(p, ("search", "sampling", "guidance", "times", "pipeline"))
-
-
-def _calibrating(p: argparse.ArgumentParser) -> None:
-    p.add_argument("prompt", nargs="?", help="what to draw, in quotes")
-    p.add_argument("--prompts", metavar="FILE", help="a file as draw takes it, or a set's name")
-    p.add_argument("--every", type=whole, default=1, help="take each EVERY-th prompt")
-    p.add_argument("--draws", type=whole, default=12, help="of each prompt (default: 12)")
-    p.add_argument(
-        "--keep",
-        type=real,
-        default=0.9,
-        help="the share of final winners that a cut must keep to be recommended (default: 0.9)",
-    )
-    p.add_argument("--out", metavar="DIR", help="keep the run there")
-    p.add_argument("--json", metavar="FILE", help="also write all numbers")
-    p.add_argument("--quiet", action="store_true", help="no progress on stderr")
-    add_settings(p, ("search", "sampling", "guidance", "times", "pipeline"))
 
 
 def _importing(p: argparse.ArgumentParser) -> None:

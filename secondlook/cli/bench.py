@@ -17,7 +17,10 @@ from typing import Any
 import numpy as np
 
 from secondlook.bench import suite
-from secondlook.bench.curves import Latency
+from secondlook.bench.curves import Curve, Latency
+from secondlook.bench.field import Field, Runs, save, score, scorer_of, summary
+from secondlook.bench.field import told as table_of
+from secondlook.bench.field import write as write_field
 from secondlook.bench.methods import Method
 from secondlook.cli.options import given
 from secondlook.cli.prompts import read_prompts
@@ -27,7 +30,7 @@ from secondlook.engine.store import Store
 from secondlook.errors import ConfigError, nearest
 from secondlook.report.audit import audit as audit_of
 from secondlook.report.audit import markdown, plain, sentences
-from secondlook.settings import Settings
+from secondlook.settings import Settings, make_named
 from secondlook.worlds.scenes.checker import detect, judge
 from secondlook.worlds.scenes.grammar import parse
 
@@ -45,8 +48,7 @@ def bench(args: Args) -> int:
         raise ConfigError(f"--baseline is a method's place, from 0 to {len(args.methods) - 1}; got {args.baseline}.")
     latency = _latency(args.latency)
     methods = [Method.parse(text, shared) for text in args.methods]
-    prompts = read_prompts(Path(args.prompts), Settings(**{k: v for k, v in shared.items() if k in ("world", "model")}))
-    prompts = prompts[:: args.every]
+    field, prompts = _asked(args, shared)
     if args.unit not in UNITS:
         raise ConfigError(f'There is no unit of cost "{args.unit}"; {nearest(args.unit, UNITS)}')
     scenes = shared.get("world", "scenes") == "scenes" and shared.get("model", "scenes") == "scenes"
@@ -54,14 +56,20 @@ def bench(args: Args) -> int:
     tuned: Mapping[float, int] = {}
     if args.tuned:
         methods, tuned = _tuned(Path(args.tuned), methods, budgets, args.unit, shared)
-    plan = suite.Plan(methods, prompts, _classes(prompts, scenes), args.unit, budgets, args.seeds, args.baseline, tuned)
+    classes = field.categories if field else _classes(prompts, scenes)
+    plan = suite.Plan(methods, prompts, classes, args.unit, budgets, args.seeds, args.baseline, tuned)
+    scorer = scorer_of(args.scorer, args.suite, args.prompts)
+    if scorer:
+        make_named("verifier", scorer)  # what is wrong with it shows before the first picture is drawn
     out = Path(args.out)
     words = ["secondlook", "bench", *args.methods, *_words(args)]
     _refuse_other(out, shlex.join(words))
     runs = suite.carry(plan, out, args.workers, max(1, (os.cpu_count() or 1) // args.workers))
+    if scorer:
+        score(runs, plan.unit, budgets, scorer)
     found = suite.curves(plan, runs, _atoms if scenes else None, latency)
     audited = suite.audits(plan, runs)
-    told = suite.results(plan, found, suite.measure_of(found, args.measure))
+    told = suite.results(plan, found, suite.measure_of(found, args.measure or scorer))
     suite.write(
         plan,
         told,
@@ -75,8 +83,32 @@ def bench(args: Args) -> int:
     print(suite.table(told, plan))
     for name, growth in audited.items():
         print(f"\n{name}: " + " ".join(sentences(growth)))
+    if field:
+        _suite(field, plan, runs, found, told["measure"], out)
     print(f"Written: {out / 'report.html'}, results.json, results.csv, table.md, audit.md.", file=sys.stderr)
     return 0
+
+
+def _asked(args: Args, shared: Mapping[str, Any]) -> tuple[Field | None, list[str]]:
+    """What is drawn: each EVERY-th prompt of a file or set, or of a published benchmark's own file."""
+    if args.suite is None:
+        s = Settings(**{k: v for k, v in shared.items() if k in ("world", "model")})
+        return None, read_prompts(Path(args.prompts), s)[:: args.every]
+    field = Field.read(args.suite, args.prompts, args.every)
+    return field, [e.prompt for e in field.entries]
+
+
+def _suite(field: Field, plan: suite.Plan, runs: Runs, found: Sequence[Curve], measure: str, out: Path) -> None:
+    """The published benchmark's own table, and the folders for its own scorer."""
+    rows = summary(field, found, measure)
+    save(field, rows, out)
+    print("\n" + table_of(field, rows))
+    for name in write_field(field, plan.methods, runs, plan.unit, plan.budgets, out / field.name):
+        print(
+            f"secondlook: {name} had no picture of some prompt, so no folder for {field.name} is written.",
+            file=sys.stderr,
+        )
+    print(f"Written: {out / field.name} for the benchmark's own scorer; suite.md, suite.json.", file=sys.stderr)
 
 
 def probe(args: Args) -> int:
@@ -229,7 +261,7 @@ def _results(path: Path) -> tuple[list[dict[str, Any]], str]:
 
 def _words(args: Args) -> list[str]:
     words = ["--prompts", args.prompts, "--budgets", args.budgets, "--unit", args.unit, "--seeds", str(args.seeds)]
-    for name in ("every", "tuned", "measure", "latency"):
+    for name in ("every", "tuned", "measure", "latency", "suite", "scorer"):
         value = getattr(args, name)
         if value not in (None, 1):
             words += [f"--{name}", str(value)]

@@ -1,29 +1,24 @@
-"""Commands about searches: draw, resume, replay, rescore, report, export. Results go to stdout, progress and errors to stderr."""
+"""Commands about searches: draw, resume, replay, rescore, report. Results go to stdout, progress and errors to stderr."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import shlex
-import shutil
 import sys
 from pathlib import Path
 
 from PIL import Image
 
 from secondlook import api
-from secondlook.backends.find import found_again
 from secondlook.cli.options import given
 from secondlook.cli.progress import Progress, table
 from secondlook.cli.prompts import read_prompts
 from secondlook.engine.record import Record
 from secondlook.engine.rescore import Rescored
 from secondlook.engine.store import Store
-from secondlook.errors import ConfigError, SecondlookError
+from secondlook.errors import ConfigError
 from secondlook.runs.results import Result
-from secondlook.settings import Settings
-from secondlook.types import Outcome
 
 Args = argparse.Namespace
 NEAR = 3  # levels of 255: what other company in a batch may change in a picture; rounding, not another picture
@@ -123,79 +118,3 @@ def report(args: Args) -> int:
 
     print(write_report(Path(args.dir)))
     return 0
-
-
-def export(args: Args) -> int:
-    if args.format == "csv":
-        return _table(args)
-    if args.format != "geneval":
-        raise ConfigError(f'There is no export format "{args.format}"; known: geneval, csv.')
-    out, store = Path(args.out), Store.open(Path(args.dir))
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f'"{out}" is not an empty folder. Choose another --out; nothing was written.')
-    record, prompts = Record.read(store), store.config["prompts"]
-    if not record.done:
-        raise SecondlookError(f"The run is not finished; finish it first: secondlook resume {args.dir}")
-    lines = _metadata(prompts, store, args.metadata)
-    winners = [record.winner(i) for i in range(len(prompts))]
-    for winner in winners:  # every picture is read before the first is written
-        if winner is None:
-            raise SecondlookError(
-                "The budget of this run ended before some prompt had a picture; draw with a larger one."
-            )
-        store.checked(winner.id, record.digests[winner.id])
-    part = out.with_name(out.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        _write_geneval(part, store, lines, winners)
-        if out.exists():
-            out.rmdir()
-        part.rename(out)
-    except OSError:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    print(f"{len(prompts)} prompts written to {out}")
-    return 0
-
-
-def _table(args: Args) -> int:
-    from secondlook.engine.table import to_csv
-
-    out = Path(args.out)
-    if out.exists() or not out.resolve().parent.is_dir():
-        raise ConfigError(f'--out must be a new file in an existing folder; got "{out}".')
-    print(f"{to_csv(Store.open(Path(args.dir)), out)} rows written to {out}")
-    return 0
-
-
-def _metadata(prompts: list[str], store: Store, file: str | None) -> list[str]:
-    """A JSON line for each prompt: the Scenes grammar's, or those of ``file`` (GenEval's own, in the run's order), or the prompt
-    alone."""
-    if file is None:
-        s = Settings.of(store.config)
-        if s.world == "diffusers":  # the prompt is all that is known of it, and loading the pipeline would tell no more
-            return [json.dumps({"prompt": p}) for p in prompts]
-        backend = found_again(s)
-        return [json.dumps(backend.metadata(p)) for p in prompts]
-    try:
-        lines = [line for line in Path(file).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-        named = [json.loads(line)["prompt"] for line in lines]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f'--metadata expects JSON lines with a "prompt" each; "{file}" cannot be read so ({error}).'
-        ) from None
-    if named != prompts:
-        raise ConfigError(
-            f'The prompts of "{file}" are not those of the run, in their order; give the file that was drawn.'
-        )
-    return lines
-
-
-def _write_geneval(out: Path, store: Store, lines: list[str], winners: list[Outcome | None]) -> None:
-    """GenEval's layout: 00000/metadata.jsonl and 00000/samples/0000.png for each prompt."""
-    for i, (line, winner) in enumerate(zip(lines, winners, strict=True)):
-        folder = out / f"{i:05d}"
-        (folder / "samples").mkdir(parents=True)
-        (folder / "metadata.jsonl").write_text(line + "\n")
-        assert winner is not None
-        shutil.copyfile(store.picture_path(winner.id), folder / "samples" / "0000.png")

@@ -308,15 +308,21 @@ def judged(
     judge: Callable[..., Any], samples: Tensor, conditions: Sequence[Condition], times: Sequence[float]
 ) -> list[Any]:
     """A judge's number for each picture; where it fails for all of them together, each alone, with the error as answer."""
+    return [value for value, _ in heard(judge, samples, conditions, times)]
+
+
+def heard(
+    judge: Callable[..., Any], samples: Tensor, conditions: Sequence[Condition], times: Sequence[float]
+) -> list[tuple[Any, dict[str, float]]]:
+    """The same with each picture's named components, of which an error has none."""
     try:
-        return list(answers.scores(answers.told(judge, samples.clone(), conditions, times), len(samples))[0])
+        return list(
+            zip(*answers.scores(answers.told(judge, samples.clone(), conditions, times), len(samples)), strict=True)
+        )
     except (Exception, SystemExit) as error:
         if len(samples) == 1:
-            return [left(error)]
-    found: list[Any] = []
-    for i, condition in enumerate(conditions):
-        found += judged(judge, samples[i : i + 1], [condition], times[i : i + 1])
-    return found
+            return [(left(error), {})]
+    return [one for i, c in enumerate(conditions) for one in heard(judge, samples[i : i + 1], [c], times[i : i + 1])]
 
 
 def judged_lines(task: int, number: int, name: str, value: Any) -> list[Line]:

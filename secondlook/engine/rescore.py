@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from secondlook.engine.desk import judged, judged_lines
+from secondlook.engine.desk import heard, judged, judged_lines
 from secondlook.engine.journal import Line
 from secondlook.engine.record import Record, baseline_file, baseline_id, number_out
 from secondlook.engine.rig import Rig
@@ -101,17 +101,24 @@ def judge_all(store: Store, name: str, judge: Verifier, tasks: Sequence[Task]) -
     count = 0
     for task in tasks:
         record = Record.read(store, task.index)
-        for some in _batches((p, task.condition) for p in pictured(record, task.index)):
-            values = _asked(store, judge, some)
-            store.append(
-                [
-                    line
-                    for (p, _), v in zip(some, values, strict=True)
-                    for line in judged_lines(p.task, p.number, name, v)
-                ]
-            )
-            count += len(some)
+        count += judge_these(store, name, judge, [(p, task.condition) for p in pictured(record, task.index)])
     return count
+
+
+def judge_these(store: Store, name: str, judge: Verifier, some: Sequence[tuple[Pictured, Condition]]) -> int:
+    """The same for some pictures. Beside a score the log keeps, as "NAME: COMPONENT", the components that the verifier names in an
+    attribute ``told``."""
+    told = tuple(getattr(judge, "told", ()))
+    for part in _batches(iter(some)):
+        samples = torch.from_numpy(np.stack([store.picture(p.file) for p, _ in part]))
+        lines: list[Line] = []
+        times = [_time(p.outcome.proposal) for p, _ in part]
+        for (p, _), (value, parts) in zip(part, heard(judge, samples, [c for _, c in part], times), strict=True):
+            lines += judged_lines(p.task, p.number, name, value)
+            for component in (c for c in told if c in parts):
+                lines += judged_lines(p.task, p.number, f"{name}: {component}", parts[component])
+        store.append(lines)
+    return len(some)
 
 
 def _unscored(record: Record, p: Pictured) -> bool:
