@@ -245,7 +245,7 @@ def test_a_place_is_told_from_centres() -> None:
 @pytest.mark.parametrize(
     ("one", "other", "wanted"),
     [(LEFT, RIGHT, {"left"}), (RIGHT, LEFT, {"right"}), ([0, 0, 4, 4], [10, 10, 14, 14], {"left", "above"}), (LEFT, LEFT, set()),
-     ([0, 0, 10, 10], [2, 0, 12, 10], set()), ([0, 0, 10, 10], [0, 12, 10, 22], {"above"})],
+     ([0, 0, 10, 10], [2, 0, 12, 10], set()), ([0, 0, 10, 10], [3, 0, 13, 10], set()), ([0, 0, 10, 10], [0, 12, 10, 22], {"above"})],
 )  # fmt: skip
 def test_one_is_beside_another_by_more_than_a_tenth_of_their_sizes(
     one: list[float], other: list[float], wanted: set[str]

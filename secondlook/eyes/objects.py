@@ -163,7 +163,8 @@ class Objects:
 
 
 def placed(one: Tensor, other: Tensor) -> set[str]:
-    """Where the box ``one`` [4] is of ``other``: its centre's offset, less a tenth of both sizes, brought to length 1, points so by more than a half."""
+    """Where the box ``one`` [4] is of ``other``: its centre's offset, less a tenth of both sizes and divided by its whole length, points so by more
+    than a half (GenEval's rule)."""
 
     def centre(box: Tensor) -> np.ndarray:
         return np.array([(float(box[0]) + float(box[2])) / 2, (float(box[1]) + float(box[3])) / 2])
@@ -173,10 +174,9 @@ def placed(one: Tensor, other: Tensor) -> set[str]:
 
     offset = centre(one) - centre(other)
     moved = np.maximum(np.abs(offset) - MARGIN * (size(one) + size(other)), 0) * np.sign(offset)
-    length = math.hypot(*moved)
-    if length < 1e-3:
+    if math.hypot(*moved) < 1e-3:
         return set()
-    x, y = moved / length
+    x, y = moved / math.hypot(*offset)
     return {
         name
         for name, holds in (("left", x < -0.5), ("right", x > 0.5), ("above", y < -0.5), ("below", y > 0.5))
