@@ -35,9 +35,24 @@ def saved(family: str, folder: Path, **scheduler: Any) -> Path:
 
 
 def test_first_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    run(monkeypatch, "first_search.py", tmp_path / "run")
-    assert "400 evaluations" in capsys.readouterr().out
-    assert (tmp_path / "run" / "best.png").stat().st_size > 100
+    [result] = run(monkeypatch, "first_search.py", tmp_path / "run")["found"]
+    assert "319 evaluations" in capsys.readouterr().out
+    assert (tmp_path / "run" / "winner.png").stat().st_size > 100
+    assert result.verdicts["checker"] == 1.0
+
+
+def test_the_python_of_the_readme_ends_with_a_right_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (EXAMPLES.parent / "README.md").read_text()
+    [code] = [part for part in page.split("```python\n")[1:] if part.startswith("import secondlook\n")]
+    monkeypatch.chdir(tmp_path)
+    exec(code.split("```")[0], {})
+    before, verdicts, spent = capsys.readouterr().out.splitlines()
+    assert [round(float(v), 2) for v in before.split(" -> ")] == [0.01, 1.0]
+    assert "'checker': 1.0" in verdicts
+    assert spent == "319 network passes"
+    assert len(list((tmp_path / "runs" / "python" / "best").iterdir())) >= 2
 
 
 def test_rank_ensemble(
