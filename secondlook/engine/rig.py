@@ -138,7 +138,9 @@ class Rig:
         count, guide = self.solver.evals(last=then >= 1.0), self.flow.guide
         if getattr(guide, "steady", guide.passes <= 1):
             return (max(1, guide.passes),) * count
-        return tuple(self.flow.passes_at(a) for a in self.solver.asks(t, then))
+        on = getattr(self.solver, "asks_on", None)
+        asked = self.solver.asks(t, then) if on is None else on(self.flow.path, t, then)
+        return tuple(self.flow.passes_at(a) for a in asked)
 
     def start(self, key: Key) -> State:
         """A one-row state of fresh noise at the first time."""
