@@ -6,7 +6,7 @@ import inspect
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import secondlook
 from secondlook.adapters.chunks import fits
 from secondlook.backends.base import Backend
 from secondlook.backends.find import find, found_again
-from secondlook.backends.judges import ROLES, Judges, named, of_a_judge, refuse_reserved
+from secondlook.backends.judges import ROLES, Judges, named, of_a_judge, refuse_reserved, refuse_unmet
 from secondlook.calls import parse_call
 from secondlook.disk.versions import commit, versions
 from secondlook.engine.derive import replay as redraw
@@ -34,9 +34,10 @@ from secondlook.engine.select import select
 from secondlook.engine.store import Store, refuse_full, sha256
 from secondlook.errors import ConfigError, nearest
 from secondlook.models.threads import threads
+from secondlook.moves import Climb
 from secondlook.noise import Key
 from secondlook.notes import note
-from secondlook.settings import OPTIONS, Settings, make_named, make_plan, needs_of, texts
+from secondlook.settings import OPTIONS, Settings, make_named, make_plan, texts
 from secondlook.types import UNITS, Condition, Cost, Task, Verifier
 
 DEFAULT_SAMPLES = 20  # what an endless plan without a budget may spend, in plain samples
@@ -120,7 +121,7 @@ def draw(
     with backend.session(), threads(s.threads):
         judges = Judges.of(s, backend, objects)
         rig = build_rig(s, backend, judges)
-        _refuse_unread(s, rig)
+        refuse_unmet(s, rig)
         tasks = tasks_of(s, backend, rig.times)
         s.budget = dict(budget_of(s, rig, tasks).limits)
         config = {
@@ -135,18 +136,6 @@ def draw(
         where = folder or Path(tempfile.mkdtemp(prefix="secondlook-"))
         store = Store.create(where, config, lasting=folder is not None)
         return _carry(store, s, rig, judges, progress, tasks)
-
-
-def _refuse_unread(s: Settings, rig: Rig) -> None:
-    """ConfigError for a plan that shows a model its tries where the model does not read them, or asks a comparer where there is
-    none, before a folder is made."""
-    if "comparer" in needs_of(s.plan) and rig.comparer is None:
-        raise ConfigError(
-            f"{s.plan} compares pictures, and the run has no comparer; name one with --comparer, such as by_score(verifier='sharpness')."
-        )
-    if "context" in needs_of(s.plan) and not getattr(rig.encode, "reads_context", False):
-        raise ConfigError(f'{s.plan} shows a model its earlier tries, and this one does not read them. Give one that does (in the world scenes: '
-                          "--model scenes-edit), or take another plan; reflect draws afresh each time with answer='redraw'.")  # fmt: skip
 
 
 def _try_options(s: Settings) -> None:
@@ -358,8 +347,10 @@ class Replayed:
     picture: np.ndarray = field(repr=False)
 
 
-def replay(out: str | Path, outcome: int, *, model: Any = None, device: str | None = None) -> Replayed:
-    """Draw one outcome again from its recorded derivation alone."""
+def replay(
+    out: str | Path, outcome: int, *, model: Any = None, device: str | None = None, verifier: Any = None
+) -> Replayed:
+    """Draw one outcome again from its recorded derivation alone. verifier: the run's, where it was an object and plans climbed by it."""
     store, s = opened(out)
     if isinstance(outcome, bool) or not isinstance(outcome, Integral):
         raise ConfigError(f"An outcome is named by its number; got {outcome!r}.")
@@ -375,7 +366,12 @@ def replay(out: str | Path, outcome: int, *, model: Any = None, device: str | No
     with backend.session(), threads(s.threads):
         if backend.name == "diffusers":  # elsewhere the picture itself tells, and says more
             _refuse_other(store, backend, backend.digests())
-        picture = redraw(build_rig(s, backend), outcome, lambda i: record.outcomes[i].proposal,
+        rig = build_rig(s, backend)
+        if any(isinstance(o.proposal.move, Climb) for o in record.outcomes.values()):  # gradients are the verifier's
+            rig.verifier = Judges.of(
+                replace(s, critic=None, comparer=None, select=None), backend, _objects(s, {"verifier": verifier})
+            ).verifier
+        picture = redraw(rig, outcome, lambda i: record.outcomes[i].proposal,
                          lambda i: record.digests[i] is None)  # fmt: skip
     recorded = store.picture(outcome)
     gap = np.abs(picture.astype(int) - recorded).max() if picture.shape == recorded.shape else 255

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-
 # What a backward pass through the network is charged as, in forward passes, in evaluations and network passes alike; work that
 # is done twice, as steps that are drawn again to be differentiated, is charged twice besides. 2 is the usual count of a layer's two
 # products where weights are trained; with the noise's gradient alone one of them is left out, and on this project's CPU networks a

@@ -21,6 +21,10 @@ class Row(NamedTuple):
 PLANS = {
     "random": Row("secondlook.plans.random:random", "best of n fresh noises (2501.09732)"),
     "zero_order": Row("secondlook.plans.zero_order:zero_order", "local search around a pivot noise (2501.09732)"),
+    "ascend": Row(
+        "secondlook.plans.ascend:ascend",
+        "first-order search: the noise follows the gradient of the score (2501.09732, ReNO 2406.04312)",
+    ),
     "eps_greedy": Row(
         "secondlook.plans.zero_order:eps_greedy", "local search of which some neighbours are fresh noise (2506.03164)"
     ),

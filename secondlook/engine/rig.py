@@ -57,7 +57,8 @@ class Rig:
     settle: called when the conditions of the tasks that begin are encoded. inference: whether the network is nobody's but ours,
     so that PyTorch's inference mode, which is a little quicker, may be used; it would leave a user's weights untrainable where a
     library casts or moves them on the way. beside: whether decoding may go on in a thread beside the network (None: where that
-    does not compute on the CPU, which both would share).
+    does not compute on the CPU, which both would share). pixels: decode as a function that can be differentiated, x [B, *S] to floats in
+    [0, 1], [B, H, W, C] on the device of x (None: there is none, and no plan can climb).
     """
 
     flow: Flow
@@ -77,6 +78,7 @@ class Rig:
     settle: Callable[[], None] | None = None
     inference: bool = False
     beside: bool | None = None
+    pixels: Callable[[Tensor], Tensor] | None = None
     _ahead: Ahead | None = field(default=None, repr=False)
     _encoded: OrderedDict[Condition, Any] = field(default_factory=OrderedDict, repr=False)
     _stacked: tuple[tuple[Condition, ...], Any] = field(default=((), None), repr=False)
@@ -153,7 +155,7 @@ class Rig:
     def encoded(self, condition: Condition, pictures: Pictures = ()) -> Any:
         """The condition's encoding, made once and alone, so that it does not depend on company."""
         if condition not in self._encoded:
-            with self._in_turn(), torch.no_grad():
+            with self.in_turn(), torch.no_grad():
                 self._encoded[condition] = self._encode(condition, pictures)
         return self._encoded[condition]
 
@@ -189,7 +191,7 @@ class Rig:
         whole, index = self.padded(work.state)
         until = torch.tensor([work.until[i] for i in index]).to(whole.t.device)
         flow = self._metered(whole.known if work.known else None)
-        with self._in_turn(), self._quietly():
+        with self.in_turn(), self._quietly():
             if self._ahead is not None:
                 self._ahead.begin(whole)
             moved = self.solver.step(flow, whole, until, self._asked(work, index))
@@ -200,7 +202,7 @@ class Rig:
         what it cost each row."""
         whole, index = self.padded(work.state)
         flow = self._metered(whole.known if work.known else None)
-        with self._in_turn(), self._quietly():
+        with self.in_turn(), self._quietly():
             e = flow.estimate(whole.x, whole.t, self._asked(work, index))
         n = len(work.state)
         assert flow.said is not None
@@ -208,7 +210,7 @@ class Rig:
 
     def pictures(self, x: Tensor) -> Tensor:
         """Rows x [B, *S] decoded: uint8 [B, H, W, 3] on the CPU."""
-        with self._in_turn():
+        with self.in_turn():
             return self.decode(x)
 
     def padded(self, state: State) -> tuple[State, list[int]]:
@@ -221,7 +223,7 @@ class Rig:
         pictures = None if work.pictures is None else [work.pictures[i] for i in index]
         return self.conditions([work.conditions[i] for i in index], pictures)
 
-    def _in_turn(self) -> Any:
+    def in_turn(self) -> Any:
         """What is held while the CPU computes what its number of threads decides."""
         return nullcontext() if self.beside else TURN
 

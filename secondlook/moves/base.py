@@ -68,10 +68,12 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Move(ABC):
-    """Base of all moves. ``name`` is what the log calls it; ``draws``: whether a row is run, so that there may be a new picture."""
+    """Base of all moves. ``name`` is what the log calls it; ``draws``: whether a row is run, so that there may be a new picture;
+    ``costly``: whether the network runs to make the state that it begins from."""
 
     name: ClassVar[str]
     draws: ClassVar[bool] = True
+    costly: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _check_parts(self)

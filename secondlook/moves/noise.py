@@ -22,9 +22,7 @@ THROUGH = ("sampler", "estimate")
 @dataclass(frozen=True)
 class NoiseMove(Move):
     """Base of moves that begin from noise: new, or made of the starting noise of earlier outcomes that began from noise too. They
-    may follow one another in any order and number. costly: whether the network runs to make the state."""
-
-    costly: ClassVar[bool] = False
+    may follow one another in any order and number."""
 
     @abstractmethod
     def begun(self, source: Source, parents: Sequence[State]) -> State:
@@ -213,7 +211,9 @@ class Climb(NoiseMove):
     def check(self, parent: Proposal | None) -> None:
         super().check(parent)
         if parent is not None and parent.condition.context:
-            raise ConfigError("climb expects a parent whose condition shows the network no earlier tries; this one's does.")
+            raise ConfigError(
+                "climb expects a parent whose condition shows the network no earlier tries; this one's does."
+            )
 
     def begun(self, source: Source, parents: Sequence[State]) -> State:
         [pivot] = parents
