@@ -17,26 +17,6 @@ from secondlook.flow.path import Coefs, Invertible, Path
 from secondlook.types import Estimate
 
 
-def angle_of(c: Coefs) -> Tensor:
-    """atan(alpha / sigma), [B]: 0 where all is noise, pi / 2 where all is data."""
-    return torch.atan2(c.alpha, c.sigma)
-
-
-def time_of(path: Path, angle: Tensor) -> Tensor:
-    """[B] float64: the time at which atan(alpha / sigma) is ``angle`` [B]. By the path's own formula, or where it has none
-    by halving the interval until a float64 has no middle."""
-    known = getattr(path, "time", None)
-    if known is not None:
-        found: Tensor = known(angle)
-        return found
-    low, high = torch.zeros_like(angle), torch.ones_like(angle)
-    for _ in range(54):
-        middle = 0.5 * (low + high)
-        early = angle_of(exact_coefs(path, middle)) < angle
-        low, high = torch.where(early, middle, low), torch.where(early, high, middle)
-    return 0.5 * (low + high)
-
-
 @dataclass(frozen=True)
 class Conversion:
     """From ``source`` at times t [B] to ``target``: to the times s at which alpha / sigma is the same, where the sample is
@@ -52,7 +32,7 @@ class Conversion:
     def at(self, t: Tensor) -> tuple[Tensor, Coefs, Tensor]:
         """s, the target's coefficients there, and the scale."""
         here = exact_coefs(self.source, t)
-        s = self.target.time(angle_of(here))
+        s = self.target.time_of(here.sigma / here.alpha)
         there = exact_coefs(self.target, s)
         return s, there, torch.hypot(there.alpha, there.sigma) / torch.hypot(here.alpha, here.sigma)
 

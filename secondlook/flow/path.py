@@ -46,8 +46,8 @@ class Path(Protocol):
 class Invertible(Path, Protocol):
     """A path that also knows the time of a signal-to-noise ratio."""
 
-    def time(self, angle: Tensor) -> Tensor:
-        """[B]: the time at which atan(alpha / sigma) is ``angle`` [B], from 0 (noise) to pi / 2 (data)."""
+    def time_of(self, ratio: Tensor) -> Tensor:
+        """The times [B] at which sigma / alpha is ``ratio`` [B], from infinity (noise) to 0 (data)."""
         ...
 
 
@@ -61,8 +61,8 @@ class Linear:
         one = torch.ones_like(t)
         return Coefs(t, 1 - t, one, -one)
 
-    def time(self, angle: Tensor) -> Tensor:
-        return angle.sin() / (angle.sin() + angle.cos())
+    def time_of(self, ratio: Tensor) -> Tensor:
+        return 1 / (1 + ratio)
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ class GVP:
         a = t * (math.pi / 2)
         return Coefs(a.sin(), a.cos(), a.cos() * (math.pi / 2), -a.sin() * (math.pi / 2))
 
-    def time(self, angle: Tensor) -> Tensor:
-        return angle * (2 / math.pi)
+    def time_of(self, ratio: Tensor) -> Tensor:
+        return torch.atan2(torch.ones_like(ratio), ratio) * (2 / math.pi)
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,9 @@ class VP:
         tiny = torch.finfo(t.dtype).tiny
         return Coefs(alpha, sigma, d_alpha, -alpha * d_alpha / sigma.clamp_min(tiny**0.5))
 
-    def time(self, angle: Tensor) -> Tensor:
+    def time_of(self, ratio: Tensor) -> Tensor:
         """The root of log alpha's quadratic in u; 0 for what is noisier than this path ever is."""
-        log_alpha, half, slope = angle.sin().log(), 0.5 * self.low, 0.5 * (self.high - self.low)
+        log_alpha, half, slope = -0.5 * torch.log1p(ratio.square()), 0.5 * self.low, 0.5 * (self.high - self.low)
         root = (half**2 - 2 * slope * log_alpha).sqrt()
         u = 2 * -log_alpha / (half + root)  # without a difference of near numbers where u is small
         return 1 - torch.where(log_alpha.isinf(), torch.ones_like(u), u).clamp(0, 1)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from secondlook.errors import ConfigError
-from secondlook.flow.convert import time_of
 from secondlook.flow.discrete import exact_coefs
 from secondlook.flow.estimate import Flow
 from secondlook.flow.path import Linear, Path
@@ -67,7 +66,7 @@ class Glass:
         y(u) = a data + b z,  a = u reach,  b = 1 - u + u spread,  dy/du = reach E[data | x, y] + (spread - 1) E[z | x, y],
 
     and x' = pull x + y(1). E[data | x, y] is the network's own at the time with alpha* / sigma* = r = hypot(alpha / sigma, a / b), asked
-    about x* = sigma* (alpha / sigma^2 x + a / b^2 y) / r. No retraining; exact as inner steps grow, on any grid.
+    about x* = alpha* (alpha / sigma^2 x + a / b^2 y) / r^2. No retraining; exact as inner steps grow, on any grid.
 
     rho: the correlation of the noises at t and t_next, from -1 to 1 (the paper's 0.4); None: the Markov chain's, with which x* is at
     no time past t_next. Near 1 little is new, at 0 and below nearly all is. ``inner`` evaluations a step, the first of which is about x
@@ -102,7 +101,13 @@ class Glass:
         """The time asked in the inner step ``i``, [B] in the dtype of t; the first is t itself."""
         if i == 0:
             return t
-        return time_of(path, torch.atan(law.ratio(i / self.inner))).to(t)
+        if not hasattr(path, "time_of"):
+            raise ConfigError(
+                f'glass needs a path with time_of(ratio), and "{path.name}" has none; take sde, or give it one.'
+            )
+        end = exact_coefs(path, torch.ones_like(t))
+        found: Tensor = path.time_of((1 / law.ratio(i / self.inner)).maximum(end.sigma / end.alpha))
+        return found.to(t)
 
     def step(self, flow: Flow, state: State, t_next: Tensor, cond: Any) -> State:
         forward_only("glass", state, t_next)
@@ -123,7 +128,7 @@ class Glass:
         if i == 0:
             return state.x
         (a, b), c, star = law.inner(i / self.inner), exact_coefs(path, state.t), exact_coefs(path, t)
-        share = star.sigma / law.ratio(i / self.inner)
+        share = star.alpha / law.ratio(i / self.inner).square()
         return rows_of(share * c.alpha / c.sigma**2, y) * state.x + rows_of(share * a / b**2, y) * y
 
 
