@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 
 from secondlook import api
+from secondlook.adapters import tiny
+from secondlook.adapters.load import load
+from secondlook.backends.find import find
 from secondlook.engine import climb
 from secondlook.engine.driver import Driver
 from secondlook.engine.record import Record
@@ -25,7 +28,7 @@ from secondlook.models.text import TextSiT
 from secondlook.moves import Climb, Fresh, Move, Near
 from secondlook.noise import Key
 from secondlook.registry import SOLVERS
-from secondlook.settings import make_named
+from secondlook.settings import Settings, make_named
 from secondlook.testing import simulate
 from secondlook.types import Condition, Context, Cost, Proposal, Remark, State
 from secondlook.verify.measures import Brightness, Sharpness
@@ -103,7 +106,7 @@ PARENT = Proposal(Fresh(Key(1)), HERE)
     "solver", [*SEARCHED, "sde(path='vp')", "dpmpp(eta=1.0)", "glass(rho=None)", "heun(end='step')"]
 )
 def test_the_gradient_through_the_sampler_is_that_of_finite_differences(solver: str) -> None:
-    rig, state = mixture_rig(solver), noise()
+    rig, state = mixture_rig(solver, times=(0.2, 0.35, 0.5, 0.7, 0.9, 1.0)), noise(t=0.2)
     found, _ = climb.gradient(rig, state, PARENT, "sampler", 0)
     want = differences(lambda s: Density(WORLD).number(end(rig, s, rig.times)), state)
     assert float(want.norm()) > 1e-3
@@ -157,7 +160,7 @@ def test_the_gradient_through_two_steps_of_euler_is_the_closed_form() -> None:
 
 def test_a_perfect_estimate_of_pure_noise_tells_nothing_of_the_noise() -> None:
     found, _ = climb.gradient(mixture_rig(), noise(), PARENT, "estimate", 0)
-    assert float(found.abs().max()) == 0.0
+    assert float(found.abs().max()) < 1e-12
 
 
 # ---- what it costs ---------------------------------------------------------------------------------------------------
@@ -215,9 +218,16 @@ def test_a_climb_keeps_the_norm_and_turns_by_its_rate_toward_the_gradient(rate: 
 def test_where_there_is_no_gradient_the_key_gives_the_direction() -> None:
     from secondlook.engine.derive import Derivation
 
-    source = Derivation(mixture_rig(), lambda n: PARENT, lambda n: noise())
-    flat = Climb(0, Key(2), 0.3, "estimate").state(source)
-    assert torch.equal(flat.x, Near(0, Key(2), 0.3).state(source).x)
+    for slope in (0.0, float("nan")):
+
+        class Flat(Density):
+            def gradient(self, samples: Tensor, conditions: Sequence[Condition], slope: float = slope) -> Tensor:
+                return torch.full_like(samples, slope)
+
+        rig = mixture_rig()
+        rig.verifier = Flat(WORLD)
+        source = Derivation(rig, lambda n: PARENT, lambda n: noise())
+        assert torch.equal(Climb(0, Key(2), 0.3).state(source).x, Near(0, Key(2), 0.3).state(source).x)
 
 
 def test_a_climb_is_literals_and_says_what_cannot_be() -> None:
@@ -241,7 +251,7 @@ def test_a_chain_of_climbs_differentiates_each_once() -> None:
     again = Again(rig, lambda n: Proposal(chain[n], HERE), spent=paid.append)
     one = again.state(5)
     assert sum(c.backward for c in paid) == 5 * 5
-    assert torch.equal(again.state(4).keys and one.x, Again(rig, lambda n: Proposal(chain[n], HERE)).state(5).x)
+    assert torch.equal(one.x, Again(rig, lambda n: Proposal(chain[n], HERE)).state(5).x)
 
 
 # ---- the plan --------------------------------------------------------------------------------------------------------
@@ -391,8 +401,7 @@ def test_the_learned_verifiers_gradient_is_that_of_its_match_head() -> None:
     from secondlook.verify import builtin
 
     verifier = builtin.learned()
-    verifier.network.double()
-    x = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(1))
     told = [Condition("a red circle"), Condition("two squares")]
     from secondlook.verify.networks import tokenize
 
@@ -402,9 +411,60 @@ def test_the_learned_verifiers_gradient_is_that_of_its_match_head() -> None:
         return float(verifier.network(pictures[row : row + 1].permute(0, 3, 1, 2) * 2 - 1, ids).match)
 
     found = verifier.gradient(x, told)
-    way = torch.randn(x.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     for row in (0, 1):
-        up, down = (logit(x + s * 1e-5 * way, row) for s in (1, -1))
-        assert float((found[row] * way[row]).sum()) == pytest.approx((up - down) / 2e-5, rel=1e-3)
+        norm = float(found[row].norm())
+        up, down = (logit(x + h * found / norm, row) for h in (0.02, -0.02))
+        assert (up - down) / 0.04 == pytest.approx(norm, rel=0.02)
     assert not verifier.gradient(x[:1], [Condition(label=1)]).any()
     assert all(p.grad is None for p in verifier.network.parameters())
+
+
+# ---- pipelines -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["sd3", "sana"])
+def test_a_pipeline_climbs_through_network_and_autoencoder_and_is_left_as_it_was(family: str, tmp_path: File) -> None:
+    pytest.importorskip("diffusers")
+    pipe = tiny.make(family)
+    parts = [m for m in pipe.components.values() if isinstance(m, torch.nn.Module)]
+    pipe.transformer.train()
+    next(pipe.transformer.parameters()).requires_grad_(False)
+
+    def standing() -> list[object]:
+        each = [m for part in parts for m in part.modules()]
+        hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for m in each]
+        return [
+            [m.training for m in each],
+            hooks,
+            [(p.requires_grad, p.grad is None) for m in parts for p in m.parameters()],
+        ]
+
+    held = load(pipe)
+    held.encode(Condition("a cat"))  # transformers hangs hooks of its own on a text encoder that is asked for hidden states
+    before = standing()
+    run = api.draw("a cat", "ascend(rate=0.5, patience=9)", tmp_path / "run", model=held, verifier="brightness", steps=2, evals=40,
+                   rows=1, pad=True)  # fmt: skip
+    assert run[0].spent.backward > 0
+    assert standing() == before
+    record = Record.read(Store.open(tmp_path / "run"))
+    climbed = [o.id for o in record.of(0) if isinstance(o.proposal.move, Climb)]
+    assert api.replay_outcome(tmp_path / "run", climbed[-1], model=held).same
+
+    s = Settings(plan="ascend()", steps=2, verifier="brightness")
+    backend = find(held, s)
+    with held.session():
+        rig = backend.rig(s.filled(backend.usual(s)), Brightness())
+        start, encoded = rig.start(Key(5)), rig.encoded(Condition("a cat"))
+        found, _ = climb.gradient(rig, start, Proposal(Fresh(Key(1)), Condition("a cat")), "sampler", 0)
+
+        @torch.no_grad()
+        def light(x: Tensor) -> float:
+            state = replace(start, x=x)
+            for t in rig.times[1:]:
+                state = rig.solver.step(rig.flow, state, torch.full_like(state.t, t), type(encoded).stack([encoded]))
+            assert rig.pixels is not None
+            return float((rig.pixels(state.x).double() * torch.tensor([0.299, 0.587, 0.114])).sum(3).mean())
+
+        way = found / found.norm()
+        risen = light(start.x + 0.05 * way) - light(start.x - 0.05 * way)
+        assert risen / 0.1 == pytest.approx(float(found.norm()), rel=0.05)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -197,7 +198,7 @@ def like(made: Tensor, exact: Tensor, slack: float = 0.006) -> None:
 def variance(solver: Any, steps: int) -> float:
     """Of what a sampler makes of pure noise on one Gaussian, without chance."""
     mean, var, grid = 0.0, 1.0, torch.linspace(0, 1, steps + 1, dtype=torch.float64).tolist()
-    for t, then in zip(grid[:-1], grid[1:], strict=True):
+    for t, then in pairwise(grid):
         a, b, g = line(solver, Linear(), t, then)
         mean, var = a * mean + b, a * a * var + g * g
     return var

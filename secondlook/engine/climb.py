@@ -160,15 +160,15 @@ class _Walk:
 
 def _leaves(state: State) -> dict[str, Tensor]:
     """What a step hands on to the next: the sample and what a multistep solver carries."""
-    carried = {k: v for k, v in (state.carry or {}).items() if v.is_floating_point()}
+    carried = {k: v for k, v in (state.carry or {}).items() if v.is_floating_point() and v.dim() > 1}
     return {"x": state.x, **{f"carry {k}": v for k, v in carried.items()}}
 
 
 def _tracked(state: State) -> State:
-    """The state with leaves of a graph of its own."""
+    """The state with leaves of a graph of its own. One number a row, as a time that is carried, does not depend on the noise."""
 
     def leaf(v: Tensor) -> Tensor:
-        return v.detach().clone().requires_grad_(v.is_floating_point())
+        return v.detach().clone().requires_grad_(v.is_floating_point() and v.dim() > 1)
 
     carry = None if state.carry is None else {k: leaf(v) for k, v in state.carry.items()}
     return replace(state, x=leaf(state.x), carry=carry, data=None, known=None)

@@ -127,7 +127,8 @@ class LearnedVerifier:
                 f"The verifier's gradient is of float pictures [B, 64, 64, 3]; it was given {samples.dtype} {list(samples.shape)}."
             )
         paired(samples, conditions)
-        c, device = self.network.config, next(self.network.parameters()).device
+        c, first = self.network.config, next(self.network.parameters())
+        device, dtype = first.device, first.dtype
         found = torch.zeros_like(samples)
         for row, condition in enumerate(conditions):
             if condition.prompt is None:
@@ -135,7 +136,7 @@ class LearnedVerifier:
             ids = tokenize(c.words, c.text_length, [condition.prompt])
             with torch.inference_mode(False), torch.enable_grad(), one_thread():
                 x = (
-                    (samples[row : row + 1].detach().to(device).float().permute(0, 3, 1, 2) * 2 - 1)
+                    (samples[row : row + 1].detach().to(device, dtype).permute(0, 3, 1, 2) * 2 - 1)
                     .contiguous()
                     .requires_grad_()
                 )

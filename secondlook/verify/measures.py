@@ -91,7 +91,9 @@ class Sharpness(_Smooth):
     def value(self, light: Tensor) -> Tensor:
         size = reduced_size(*light.shape)
         if size != tuple(light.shape):
-            light = F.adaptive_avg_pool2d(light[None], size)[0]
+            light = (
+                _averages(light.shape[0], size[0]).to(light).T @ light @ _averages(light.shape[1], size[1]).to(light)
+            )
         edged = F.pad(light[None, None], (1, 1, 1, 1), mode="replicate")[0, 0]
         bent = edged[:-2, 1:-1] + edged[2:, 1:-1] + edged[1:-1, :-2] + edged[1:-1, 2:] - 4 * light
         spread = bent.var(correction=0)
@@ -133,6 +135,12 @@ def _reduced(found: np.ndarray) -> np.ndarray:
         return found
     image = Image.fromarray(found.astype(np.float32)).resize(size[::-1], Image.Resampling.BOX)
     return np.rint(np.asarray(image)).astype(np.int64)
+
+
+def _averages(count: int, fewer: int) -> Tensor:
+    """[count, fewer] float64: the weights with which Pillow averages so many pixels by area into fewer."""
+    each = Image.fromarray(np.eye(count, dtype=np.float32)).resize((fewer, count), Image.Resampling.BOX)
+    return torch.from_numpy(np.asarray(each).astype(np.float64))
 
 
 def reduced_size(height: int, width: int) -> tuple[int, int]:
