@@ -9,7 +9,7 @@ from typing import Any
 
 import secondlook
 from secondlook.backends.find import find
-from secondlook.backends.judges import ROLES, Judges, named
+from secondlook.backends.judges import ROLES, Judges, named, refuse_unmet
 from secondlook.calls import parse_call
 from secondlook.disk.versions import commit, versions
 from secondlook.engine.driver import Progress
@@ -37,7 +37,7 @@ from secondlook.runs.first import ask_first
 from secondlook.runs.progress import watcher
 from secondlook.runs.results import Result as Result
 from secondlook.runs.results import Run
-from secondlook.settings import OPTIONS, Settings, make_plan, needs_of, texts
+from secondlook.settings import OPTIONS, Settings, make_plan, texts
 from secondlook.types import UNITS, Condition, Cost, Task
 
 DEFAULT_SAMPLES = 20  # what an endless plan without a budget may spend, in plain samples
@@ -127,7 +127,7 @@ def draw(
     with backend.session(), threads(s.threads):
         judges = Judges.of(s, backend, objects)
         rig = build_rig(s, backend, judges)
-        _refuse_unread(s, rig)
+        refuse_unmet(s, rig)
         tasks = tasks_of(s, backend, rig.times)
         s.budget = dict(budget_of(s, rig, tasks).limits)
         noise = given_noise(s, rig, len(tasks), latents)
@@ -148,18 +148,6 @@ def draw(
         if kept is not None:
             save(store, kept)
         return carry(store, s, rig, judges, told, tasks)
-
-
-def _refuse_unread(s: Settings, rig: Rig) -> None:
-    """ConfigError for a plan that shows a model its tries where the model does not read them, or asks a comparer where there is
-    none, before a folder is made."""
-    if "comparer" in needs_of(s.plan) and rig.comparer is None:
-        raise ConfigError(
-            f"{s.plan} compares pictures, and the run has no comparer; name one with --comparer, such as by_score(verifier='sharpness')."
-        )
-    if "context" in needs_of(s.plan) and not getattr(rig.encode, "reads_context", False):
-        raise ConfigError(f'{s.plan} shows a model its earlier tries, and this one does not read them. Give one that does (in the world scenes: '
-                          "--model scenes-edit), or take another plan; reflect draws afresh each time with answer='redraw'.")  # fmt: skip
 
 
 def _try_options(s: Settings) -> None:

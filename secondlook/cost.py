@@ -5,6 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+# What a backward pass through the network is charged as, in forward passes, in evaluations and network passes alike; work that
+# is done twice, as steps that are drawn again to be differentiated, is charged twice besides. 2 is the usual count of a layer's two
+# products where weights are trained; with the noise's gradient alone one of them is left out, and on this project's CPU networks a
+# backward pass takes about as long as a forward pass (docs/using.md), so searches by gradient are not flattered.
+BACKWARD = 2
+
 
 def _unit(label: str, about: str, *, budget: bool = True, zero: float = 0) -> Any:
     return field(default=zero, metadata={"label": label, "about": about, "budget": budget})

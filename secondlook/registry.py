@@ -21,6 +21,10 @@ class Row(NamedTuple):
 PLANS = {
     "random": Row("secondlook.plans.random:random", "best of n fresh noises (2501.09732)"),
     "zero_order": Row("secondlook.plans.zero_order:zero_order", "local search around a pivot noise (2501.09732)"),
+    "ascend": Row(
+        "secondlook.plans.ascend:ascend",
+        "first-order search: the noise follows the gradient of the score (2501.09732, ReNO 2406.04312)",
+    ),
     "eps_greedy": Row(
         "secondlook.plans.zero_order:eps_greedy", "local search of which some neighbours are fresh noise (2506.03164)"
     ),
@@ -110,6 +114,10 @@ SOLVERS = {
                   "adaptive ODE, the step chosen for each row alone; for sample, not for searches (its cost is not known before)"),
     "sde": Row("secondlook.solvers.sde:EulerMaruyama", "Euler-Maruyama on SiT's SDE, one evaluation a step"),
     "sde_heun": Row("secondlook.solvers.sde:StochasticHeun", "stochastic Heun on SiT's SDE, two evaluations a step"),
+    "glass": Row("secondlook.solvers.glass:Glass",
+                 "transitions that keep the flow's law, drawn by an inner ODE (GLASS 2509.25170); inner=2 evaluations a step"),
+    "renoise": Row("secondlook.solvers.glass:Renoise",
+                   "fresh noise on the data estimate, as diffusers' stochastic_sampling and FlowCPS (2509.05952); misses the flow's law"),
     "ddim": Row("secondlook.solvers.ddpm:DDIM",
                 "DDIM (2010.02502): exponential first-order step; eta from 0 (no noise) to 1 (ancestral), one evaluation a step"),
     "ddpm": Row("secondlook.solvers.ddpm:Ancestral",

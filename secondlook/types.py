@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from types import NoneType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -253,6 +253,16 @@ class Verifier(Protocol):
         ...
 
 
+@runtime_checkable
+class Differentiable(Protocol):
+    """What a verifier has besides if plans may follow its gradient (``ascend``)."""
+
+    def gradient(self, samples: Tensor, conditions: Sequence[Condition]) -> Tensor:
+        """samples: float [B, *I] in [0, 1], what the uint8 pictures were before rounding; one condition a row. Returns [B, *I]: for
+        each row the derivative of its score, or of any rising function of it, by its own numbers."""
+        ...
+
+
 class Critic(Protocol):
     """Words. Row-wise: what is said of a sample depends on that sample and its condition alone."""
 
@@ -307,6 +317,7 @@ __all__ = [
     "Context",
     "Cost",
     "Critic",
+    "Differentiable",
     "Estimate",
     "Fresh",
     "Means",

@@ -333,6 +333,13 @@ class Adapter(ABC):
         """Latents [B, C, h, w] to pictures [B, H, W, 3] in [0, 1], float32 on the CPU."""
         return self._shown(x, lambda picture: picture)
 
+    def pixels(self, x: Tensor) -> Tensor:
+        """``pictures`` with a graph, on the device of ``x``: for gradients by the latents."""
+        vae, z = self.pipe.vae, self.unscaled(x.float())
+        with self.session():
+            picture = vae.decode(z.to(self.device, vae.dtype), return_dict=False)[0].float()
+        return (picture / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).to(x.device)
+
     @torch.no_grad()
     def _shown(self, x: Tensor, finish: Callable[[Tensor], Tensor]) -> Tensor:
         with self.session():

@@ -68,6 +68,11 @@ class VAE:
             parts.append(to_bytes(self.module.decode(x / self.scale + self.shift).sample).cpu())
         return torch.cat(parts[1:] or parts)
 
+    def pixels(self, latents: Tensor) -> Tensor:
+        """The same as floats in [0, 1], [B, h factor, w factor, 3], with a graph."""
+        x = self.module.decode(latents.to(self.device, torch.float32) / self.scale + self.shift).sample
+        return ((x + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1)
+
 
 def load_vae(name: str, device: str | torch.device = "cpu") -> VAE:
     """From a local folder (an AutoencoderKL's, or a pipeline's with a folder ``vae``) or a hub id such as

@@ -10,10 +10,11 @@ from typing import Any
 from secondlook.backends.base import Backend
 from secondlook.backends.identity import code_of, settings_of
 from secondlook.calls import bind, parse_call
+from secondlook.engine.climb import refuse_flat
 from secondlook.engine.rig import Rig
 from secondlook.errors import ConfigError
 from secondlook.registry import CRITICS, resolve
-from secondlook.settings import Settings, make_named
+from secondlook.settings import Settings, make_named, needs_of
 
 RESERVED = ("judge", "checker", "oracle")  # names under which the log keeps the word of the built-in ones
 COVERED = ("learned", "judge")  # verifiers whose weights a backend's own digests hold
@@ -109,6 +110,20 @@ def refuse_elsewhere(role: str, text: str, backend: Backend) -> None:
             else "take by_score, or package.module:attribute of your own"
         )
         raise ConfigError(f'The {role} "{name}" speaks of the pictures of the world scenes only; {other}.')
+
+
+def refuse_unmet(s: Settings, rig: Rig) -> None:
+    """ConfigError for a plan whose needs (settings.needs_of) this run does not meet, before a folder is made."""
+    needs = needs_of(s.plan)
+    if "comparer" in needs and rig.comparer is None:
+        raise ConfigError(
+            f"{s.plan} compares pictures, and the run has no comparer; name one with --comparer, such as by_score(verifier='sharpness')."
+        )
+    if "context" in needs and not getattr(rig.encode, "reads_context", False):
+        raise ConfigError(f'{s.plan} shows a model its earlier tries, and this one does not read them. Give one that does (in the world scenes: '
+                          "--model scenes-edit), or take another plan; reflect draws afresh each time with answer='redraw'.")  # fmt: skip
+    if "gradient" in needs:
+        refuse_flat(rig)
 
 
 def named(role: str, thing: Any) -> tuple[str, Any]:

@@ -54,6 +54,9 @@ class Latents(Classes):
     def decode(self, x: Tensor) -> Tensor:
         return self.vae.decode(x)
 
+    def pixels(self, x: Tensor) -> Tensor:
+        return self.vae.pixels(x)
+
     def fits(self, network: SiT) -> None:
         """Latents of any size: the autoencoder is checked when it is loaded."""
 

@@ -68,6 +68,11 @@ class Own:
         """x [B, *S] to uint8 pictures [B, H, W, channels]."""
         raise ConfigError(f'Nothing is decoded in the world "{self.name}".')
 
+    def pixels(self, x: Tensor) -> Tensor:
+        """``decode`` without rounding, with a graph: x [B, *S] to floats in [0, 1], [B, H, W, 3]."""
+        light = ((x.clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1)
+        return light.expand(-1, -1, -1, 3) if light.shape[-1] == 1 else light
+
     def load(self, file: File, device: torch.device) -> Loaded:
         """A network from its file."""
         raise ConfigError(f'The world "{self.name}" has no networks.')
@@ -105,7 +110,7 @@ class Own:
         grids = Grids(s, held.path, held.path_name, network.predicts)
         return Rig(
             Flow(network, held.path, given), solver, grids(int(s.steps or 1)), held.encode, Shown(self.decode), guide,
-            {n: j for n, j in self.judges().items() if guide is None or n != guide.name} if scoring else {}, rows=s.rows or 16, pad=s.pad is not False, grids=grids, device=device, inference=True,
+            {n: j for n, j in self.judges().items() if guide is None or n != guide.name} if scoring else {}, rows=s.rows or 16, pad=s.pad is not False, grids=grids, device=device, inference=True, pixels=self.pixels,
         )  # fmt: skip
 
     def _loaded_weak(self, s: Settings, device: torch.device, held: Loaded) -> Network | None:

@@ -84,7 +84,7 @@ class Pipeline:
         return Rig(
             Flow(network, schedule.path, given), make_named("solver", str(s.solver)), schedule.times, held.encode, decode, guide, judges,
             rows=s.rows or ROWS, pad=pad, scale=schedule.scale, settle=held.settle, device=held.device,
-            beside=_apart(held), grids=Grids(held, s.shift, schedule.times[0]),
+            beside=_apart(held), grids=Grids(held, s.shift, schedule.times[0]), pixels=None if _hooked(held) else held.pixels,
         )  # fmt: skip
 
     def verifier(self, name: str) -> Verifier | None:
@@ -124,10 +124,14 @@ class Grids:
 
 
 def _apart(held: Any) -> bool:
-    """Whether the decoder may work beside the network: on a device that is not the CPU, and with no hooks that move either part
-    out of the way when the other is called."""
+    """Whether the decoder may work beside the network: on a device that is not the CPU, and not ``_hooked``."""
+    return held.device.type != "cpu" and not _hooked(held)
+
+
+def _hooked(held: Any) -> bool:
+    """Whether hooks move network or decoder out of the way when the other is called."""
     hooks = ("_hf_hook", "_diffusers_hook")
-    return held.device.type != "cpu" and not any(hasattr(p, h) for p in (held.module, held.pipe.vae) for h in hooks)
+    return any(hasattr(p, h) for p in (held.module, held.pipe.vae) for h in hooks)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from secondlook.engine.climb import gradient
 from secondlook.engine.rig import Rig, Work
 from secondlook.errors import DamagedError
 from secondlook.flow.grid import EPS
@@ -56,11 +57,28 @@ def blend(parents: Sequence[Tensor], weights: Sequence[float], fresh: Tensor, sh
 
 
 class Derivation(Source):
-    """Moves' states on a rig. proposal_of, state_of: look an earlier outcome up by its number."""
+    """Moves' states on a rig. proposal_of, state_of: look an earlier outcome up by its number. starts: where the states in which
+    earlier outcomes began are at hand, those that were costly to make; spent: is told what each such state cost that is made here."""
 
-    def __init__(self, rig: Rig, proposal_of: Callable[[int], Proposal], state_of: Callable[[int], State]):
+    def __init__(self, rig: Rig, proposal_of: Callable[[int], Proposal], state_of: Callable[[int], State],
+                 starts: dict[int, State] | None = None, spent: Callable[[Cost], None] = lambda cost: None):  # fmt: skip
         self.rig, self.begin = rig, rig.begin
         self._proposal_of, self._state_of = proposal_of, state_of
+        self._starts, self._spent = {} if starts is None else starts, spent
+
+    def begun(self, number: int) -> State | None:
+        return self._starts.get(number)
+
+    def keep(self, number: int, state: State) -> None:
+        self._starts[number] = state
+
+    def climbed(self, state: State, parent: int, key: Key, rate: float, through: str, steps: int) -> Tensor:
+        slope, cost = gradient(self.rig, state, self._proposal_of(parent), through, steps)
+        self._spent(cost)
+        u = state.x[0].double().flatten()
+        aside = slope[0].double().flatten() - (slope[0].double().flatten() @ u) / (u @ u) * u
+        flat = not bool(slope.isfinite().all()) or not float(aside.norm()) > 0
+        return rotate(state.x[0], normal([key], self.rig.shape)[0] if flat else slope[0], rate)[None]
 
     def start(self, key: Key) -> State:
         return self.rig.start(key)
@@ -114,6 +132,7 @@ class Again:
         self.rig, self.proposal_of, self.picture_of, self.spent = rig, proposal_of, picture_of, spent
         self.looked, self.lost = looked, lost
         self._states: dict[int, State] = {}
+        self._starts: dict[int, State] = {}
         self._pictures: dict[int, np.ndarray] = {}
 
     def state(self, number: int) -> State:
@@ -165,7 +184,9 @@ class Again:
     def _run(self, number: int) -> State:
         """One outcome's steps; _Needs for another that must be made before it."""
         proposal = self.proposal_of(number)
-        state = proposal.move.state(Derivation(self.rig, self.proposal_of, self._known))
+        state = proposal.move.state(Derivation(self.rig, self.proposal_of, self._known, self._starts, self._spend))
+        if proposal.move.costly:
+            self._starts[number] = state
         pictures, times = self._shown(proposal), self.rig.times_for(proposal.steps)
         while float(state.t) < min(proposal.stop, times[-1]) - EPS:
             [state], cost = self.rig.advance(

@@ -201,8 +201,15 @@ class Driver:
     def _load(self, job: Job) -> None:
         """The state that a job begins from, and the pictures it needs."""
         run, proposal = job.owner, job.proposal
-        source = Derivation(self.rig, run.proposal, lambda number: self._state(run, number))
+        spent: list[Cost] = []
+        source = Derivation(self.rig, run.proposal, lambda number: self._state(run, number), run.starts, spent.append)
         job.state = proposal.move.state(source)
+        if proposal.move.costly:
+            run.starts[job.number], job.cost = job.state, job.cost + spent.pop()
+        if spent:  # the starts of earlier outcomes, which a run that goes on has lost
+            self.journal.write(
+                [("rebuilt", run.task.index, None, {"outcome": job.logged, "cost": sum(spent, Cost()).as_dict()})]
+            )
         told = [c.outcome for c in proposal.condition.context]
         job.pictures = [self._picture(run, number) for number in told]
         if proposal.against is not None:

@@ -58,6 +58,8 @@ class Rig:
     so that PyTorch's inference mode, which is a little quicker, may be used; it would leave a user's weights untrainable where a
     library casts or moves them on the way. beside: whether decoding may go on in a thread beside the network (None: where that
     does not compute on the CPU, which both would share). given: noise [*S] of a user's own, by the key whose fresh noise it stands for.
+    pixels: decode as a function that can be differentiated, x [B, *S] to floats in
+    [0, 1], [B, H, W, C] on the device of x (None: there is none, and no plan can climb).
     """
 
     flow: Flow
@@ -78,6 +80,7 @@ class Rig:
     inference: bool = False
     beside: bool | None = None
     given: dict[Key, Tensor] = field(default_factory=dict)
+    pixels: Callable[[Tensor], Tensor] | None = None
     _ahead: Ahead | None = field(default=None, repr=False)
     _encoded: OrderedDict[Condition, Any] = field(default_factory=OrderedDict, repr=False)
     _stacked: tuple[tuple[Condition, ...], Any] = field(default=((), None), repr=False)
@@ -145,7 +148,9 @@ class Rig:
         count, guide = self.solver.evals(last=then >= 1.0), self.flow.guide
         if self._steady:
             return (max(1, guide.passes),) * count
-        return tuple(self.flow.passes_at(a) for a in self.solver.asks(t, then))
+        on = getattr(self.solver, "asks_on", None)
+        asked = self.solver.asks(t, then) if on is None else on(self.flow.path, t, then)
+        return tuple(self.flow.passes_at(a) for a in asked)
 
     def start(self, key: Key) -> State:
         """A one-row state of fresh noise at the first time."""
@@ -159,7 +164,7 @@ class Rig:
     def encoded(self, condition: Condition, pictures: Pictures = ()) -> Any:
         """The condition's encoding, made once and alone, so that it does not depend on company."""
         if condition not in self._encoded:
-            with self._in_turn(), torch.no_grad():
+            with self.in_turn(), torch.no_grad():
                 self._encoded[condition] = self._encode(condition, pictures)
         return self._encoded[condition]
 
@@ -195,7 +200,7 @@ class Rig:
         whole, index = self.padded(work.state, self._size(lambda i, t: self.step_kind(t, work.until[i]), work))
         until = torch.tensor([work.until[i] for i in index]).to(whole.t.device)
         flow = self._metered(whole.known if work.known else None)
-        with self._in_turn(), self._quietly():
+        with self.in_turn(), self._quietly():
             if self._ahead is not None:
                 self._ahead.begin(whole)
             moved = self.solver.step(flow, whole, until, self._asked(work, index))
@@ -206,7 +211,7 @@ class Rig:
         what it cost each row."""
         whole, index = self.padded(work.state, self._size(lambda i, t: (self.flow.passes_at(t),), work))
         flow = self._metered(whole.known if work.known else None)
-        with self._in_turn(), self._quietly():
+        with self.in_turn(), self._quietly():
             e = flow.estimate(whole.x, whole.t, self._asked(work, index))
         n = len(work.state)
         assert flow.said is not None
@@ -214,7 +219,7 @@ class Rig:
 
     def pictures(self, x: Tensor) -> Tensor:
         """Rows x [B, *S] decoded: uint8 [B, H, W, 3] on the CPU."""
-        with self._in_turn():
+        with self.in_turn():
             return self.decode(x)
 
     def batch(self, kind: Sequence[int]) -> int:
@@ -239,7 +244,7 @@ class Rig:
         pictures = None if work.pictures is None else [work.pictures[i] for i in index]
         return self.conditions([work.conditions[i] for i in index], pictures)
 
-    def _in_turn(self) -> Any:
+    def in_turn(self) -> Any:
         """What is held while the CPU computes what its number of threads decides."""
         return nullcontext() if self.beside else TURN
 

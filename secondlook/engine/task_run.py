@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from secondlook.engine import climb
 from secondlook.engine.derive import begins
 from secondlook.engine.job import BASELINE, Job
 from secondlook.engine.journal import Journal
@@ -21,9 +22,9 @@ from secondlook.engine.record import Record, number_in, number_out, proposal_out
 from secondlook.engine.rig import Rig
 from secondlook.errors import ConfigError, ReplayError, SecondlookError
 from secondlook.flow.grid import EPS
-from secondlook.moves import Fresh
+from secondlook.moves import Climb, Fresh
 from secondlook.plans.moves import best
-from secondlook.types import Cost, Means, Outcome, Plan, Proposal, Task
+from secondlook.types import Cost, Means, Outcome, Plan, Proposal, State, Task
 
 PlanMaker = Callable[[Task], Plan]
 FREE = 1000  # rounds one after the other that cost nothing, before a plan is taken to go round in circles
@@ -41,6 +42,7 @@ class TaskRun:
         self.record, self.until = record, until
         self.outcomes: dict[int, Outcome] = {}
         self.shown: set[int] = set()  # those that have a picture
+        self.starts: dict[int, State] = {}  # the states in which outcomes began, those that were costly to make
         self.conditions = {task.condition}  # what the network is told: the task's own, and those that its plan writes
         self.round: list[int] = []
         self.count = 0
@@ -144,6 +146,9 @@ class TaskRun:
         )
         if not proposal.move.draws:
             price = replace(price, decodes=0)
+        if isinstance(proposal.move, Climb):
+            move = proposal.move
+            price = price + climb.price(self.rig, self.proposal(move.parent), move.through, move.steps)
         return Job(self, 0, proposal, price, begin, self.rig.times_for(proposal.steps), known)
 
     def _known(self, proposal: Proposal) -> bool:
@@ -158,6 +163,8 @@ class TaskRun:
         parents: list[Proposal | None] = [self.proposal(n) for n in proposal.move.parents]
         for parent in parents or [None]:
             proposal.move.check(parent)
+        if isinstance(proposal.move, Climb):
+            climb.refuse_flat(self.rig)
         if begin > max(proposal.stop, self.rig.begin) + EPS:  # schedules that begin late are no plan's fault
             raise ConfigError(f"A proposal begins at time {begin:g} and would stop before it, at {proposal.stop:g}; time grows while a "
                               "sample is made. Rewind first.")  # fmt: skip

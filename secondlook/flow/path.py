@@ -43,6 +43,14 @@ class Path(Protocol):
     def coefs(self, t: Tensor) -> Coefs: ...
 
 
+class Invertible(Path, Protocol):
+    """A path that also knows the time of a signal-to-noise ratio."""
+
+    def time_of(self, ratio: Tensor) -> Tensor:
+        """The times [B] at which sigma / alpha is ``ratio`` [B], from infinity (noise) to 0 (data)."""
+        ...
+
+
 @dataclass(frozen=True)
 class Linear:
     """alpha = t, sigma = 1 - t."""
@@ -52,6 +60,9 @@ class Linear:
     def coefs(self, t: Tensor) -> Coefs:
         one = torch.ones_like(t)
         return Coefs(t, 1 - t, one, -one)
+
+    def time_of(self, ratio: Tensor) -> Tensor:
+        return 1 / (1 + ratio)
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,9 @@ class GVP:
     def coefs(self, t: Tensor) -> Coefs:
         a = t * (math.pi / 2)
         return Coefs(a.sin(), a.cos(), a.cos() * (math.pi / 2), -a.sin() * (math.pi / 2))
+
+    def time_of(self, ratio: Tensor) -> Tensor:
+        return torch.atan2(torch.ones_like(ratio), ratio) * (2 / math.pi)
 
 
 @dataclass(frozen=True)
@@ -82,6 +96,13 @@ class VP:
         d_alpha = alpha * (0.5 * u * (self.high - self.low) + 0.5 * self.low)
         tiny = torch.finfo(t.dtype).tiny
         return Coefs(alpha, sigma, d_alpha, -alpha * d_alpha / sigma.clamp_min(tiny**0.5))
+
+    def time_of(self, ratio: Tensor) -> Tensor:
+        """The root of log alpha's quadratic in u; 0 for what is noisier than this path ever is."""
+        log_alpha, half, slope = -0.5 * torch.log1p(ratio.square()), 0.5 * self.low, 0.5 * (self.high - self.low)
+        root = (half**2 - 2 * slope * log_alpha).sqrt()
+        u = 2 * -log_alpha / (half + root)  # without a difference of near numbers where u is small
+        return 1 - torch.where(log_alpha.isinf(), torch.ones_like(u), u).clamp(0, 1)
 
 
 PATHS = {"linear": Linear, "gvp": GVP, "vp": VP}

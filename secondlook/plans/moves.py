@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from secondlook.moves import Blend, Clone, Fresh, Near, NoiseMove, Resume, Rewind, Same, Turn
+from secondlook.moves import Blend, Climb, Clone, Fresh, Near, NoiseMove, Resume, Rewind, Same, Turn
 from secondlook.types import Outcome, Proposal, Task
 
 if TYPE_CHECKING:
@@ -27,6 +27,11 @@ def turn(task: Task, pivot: Outcome, key: Key, angle: float, **how: Any) -> Prop
     """A row whose noise is cos(angle) times the pivot's plus sin(angle) times the key's (``task.next_key()``): other angles with the
     same key are other points of one ellipse. The Gaussian law is kept."""
     return _from_noise(task, [pivot], Turn(pivot.id, key, angle), how)
+
+
+def climb(task: Task, pivot: Outcome, rate: float, through: str = "sampler", steps: int = 0, **how: Any) -> Proposal:
+    """A row whose noise is the pivot's turned by asin(rate) along the gradient of the pivot's score (moves.Climb)."""
+    return _from_noise(task, [pivot], Climb(pivot.id, task.next_key(), rate, through, steps), how)
 
 
 def blend(task: Task, parents: Sequence[Outcome], count: int, share: float, band: int, **how: Any) -> list[Proposal]:

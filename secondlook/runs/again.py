@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from secondlook.engine.rescore import Rescored, judge_all
 from secondlook.engine.store import Store, sha256
 from secondlook.errors import ConfigError, nearest
 from secondlook.models.threads import threads
+from secondlook.moves import Climb
+from secondlook.moves import Climb
 from secondlook.notes import note
 from secondlook.runs.begin import begin_again
 from secondlook.runs.carry import build_rig, carry, score_missing, show, tasks_of
@@ -140,8 +142,10 @@ class Replayed:
     picture: np.ndarray = field(repr=False)
 
 
-def replay(out: str | Path, outcome: int, *, model: Any = None, device: str | None = None) -> Replayed:
-    """Draw one outcome again from its recorded derivation alone."""
+def replay(
+    out: str | Path, outcome: int, *, model: Any = None, device: str | None = None, verifier: Any = None
+) -> Replayed:
+    """Draw one outcome again from its recorded derivation alone. verifier: the run's, where it was an object and plans climbed by it."""
     store, s = opened(out)
     if isinstance(outcome, bool) or not isinstance(outcome, Integral):
         raise ConfigError(f"An outcome is named by its number; got {outcome!r}.")
@@ -159,6 +163,10 @@ def replay(out: str | Path, outcome: int, *, model: Any = None, device: str | No
             _refuse_other(store, backend, backend.digests())
         rig = build_rig(s, backend)
         begin_again(store, s, rig, tasks_of(s, backend, rig.times))
+        if any(isinstance(o.proposal.move, Climb) for o in record.outcomes.values()):  # gradients are the verifier's
+            rig.verifier = Judges.of(
+                replace(s, critic=None, comparer=None, select=None), backend, _objects(s, {"verifier": verifier})
+            ).verifier
         picture = redraw(rig, outcome, lambda i: record.outcomes[i].proposal,
                          lambda i: record.digests[i] is None)  # fmt: skip
     recorded = store.picture(outcome)

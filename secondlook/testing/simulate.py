@@ -37,6 +37,8 @@ class _Paper:
     def __call__(self, *_: Any) -> Tensor:
         raise AssertionError("Nothing is drawn on paper.")
 
+    gradient = pixels = __call__
+
 
 @dataclass
 class Simulation:
@@ -114,7 +116,7 @@ def simulate(
     """
     paper = _Paper()
     rig = Rig(Flow(paper, Linear()), EulerMaruyama() if stochastic else Euler(), grid(steps), paper, paper, paper,  # type: ignore[arg-type]
-              grids=grid, critic=paper, comparer=paper)  # type: ignore[arg-type]  # fmt: skip
+              grids=grid, critic=paper, comparer=paper, pixels=paper.pixels)  # type: ignore[arg-type]  # fmt: skip
     key = Key.root(seed).child("task", 0)
     task = Task(0, condition or Condition("a red circle"), key, rig.times)
     run = _Noted(task, _maker(plan), rig, Silence(), Ledger(Budget(**(budget or {}))), 1, Record())  # type: ignore[arg-type]

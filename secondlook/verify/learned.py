@@ -119,6 +119,31 @@ class LearnedVerifier:
                 out[row] += AGREE if judge(seen_in(cells[row]), parse(condition.prompt)).right else -AGREE
         return out
 
+    def gradient(self, samples: Tensor, conditions: Sequence[Condition]) -> Tensor:
+        """float [B, 64, 64, 3] in [0, 1] to the derivative of the match head's logit (``types.Differentiable``): the second answer is a
+        step, which has no slope. Each row is asked alone; zeros where a condition has no prompt. Errors as of ``read``."""
+        if samples.ndim != 4 or samples.shape[1:] != (64, 64, 3) or not samples.is_floating_point():
+            raise ShapeError(
+                f"The verifier's gradient is of float pictures [B, 64, 64, 3]; it was given {samples.dtype} {list(samples.shape)}."
+            )
+        paired(samples, conditions)
+        c, first = self.network.config, next(self.network.parameters())
+        device, dtype = first.device, first.dtype
+        found = torch.zeros_like(samples)
+        for row, condition in enumerate(conditions):
+            if condition.prompt is None:
+                continue
+            ids = tokenize(c.words, c.text_length, [condition.prompt])
+            with torch.inference_mode(False), torch.enable_grad(), one_thread():
+                x = (
+                    (samples[row : row + 1].detach().to(device, dtype).permute(0, 3, 1, 2) * 2 - 1)
+                    .contiguous()
+                    .requires_grad_()
+                )
+                [slope] = torch.autograd.grad(self.network(x, ids[:, None].to(device)).match.sum(), x)
+            found[row] = 2 * slope[0].permute(1, 2, 0).to(found)
+        return found
+
     def __call__(self, samples: Tensor, conditions: Sequence[Condition]) -> Tensor:
         """Probability of a match, [B] float64; float64 keeps the order of scores that float32 would round to 1."""
         # Number by number: torch's sigmoid rounds the last rows of a vector differently from the others.
