@@ -84,7 +84,7 @@ Look = Literal["paid", "free"]
 class Proposal:
     """One item of work: run the state that ``move`` describes to time ``stop``, then ask for ``ask``.
 
-    move: a derivation, not a tensor (moves.py), so a plan stays pure and the log can rebuild any picture. condition: what the
+    move: a derivation, not a tensor (secondlook/moves), so a plan stays pure and the log can rebuild any picture. condition: what the
     network is told; judging always uses the task's own condition. ask: "nothing", or some of "score", "remark" and
     "compare" joined by "+" ("score+remark"). steps: another grid than the run's, of so many steps. look: how a
     half-made picture is seen: "paid", by one more evaluation at its own time, which is the first evaluation of a row that

@@ -41,6 +41,9 @@ class Brightness:
     def __call__(self, samples: Tensor, conditions: Sequence[Condition]) -> Tensor:
         return samples.double().flatten(1).mean(1) / 255
 
+    def gradient(self, samples: Tensor, conditions: Sequence[Condition]) -> Tensor:
+        return torch.full_like(samples, 1 / samples[0].numel())
+
 
 class Redness:
     """Mean of the red channel less the others'."""
@@ -138,6 +141,7 @@ def tiny_rig(
         grids=lambda n: grid(n, 3.0),
         critic=Grumbler(),
         comparer=Brighter(),
+        pixels=lambda x: ((x.clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1),
     )
 
 

@@ -88,7 +88,10 @@ def reflecting(task: Task) -> Plan:
 
 
 def rig(rows: int = 4) -> Rig:
-    made = Rig(Flow(Blobs(), Linear()), Euler(), grid(STEPS), Reading(), decode, Brightness(), rows=rows)
+    made = Rig(
+        Flow(Blobs(), Linear()), Euler(), grid(STEPS), Reading(), decode, Brightness(), rows=rows,
+        pixels=lambda x: (x.clamp(-1, 1) + 1).permute(0, 2, 3, 1) / 2,
+    )  # fmt: skip
     made.critic = Critic()
     return made
 

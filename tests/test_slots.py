@@ -95,6 +95,9 @@ class Steps:
     def step_kind(self, t: float, then: float) -> tuple[int, ...]:
         return (2,) if t < 0.5 else (1,)
 
+    def asks(self, t: float, then: float) -> tuple[float, ...]:
+        return (t,)
+
     def step(self, work: Work) -> tuple[State, Cost]:
         return replace(work.state, t=torch.tensor(work.until)), Cost(nfe=1)
 

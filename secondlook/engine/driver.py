@@ -157,8 +157,6 @@ class Driver:
         self.rig.forget(run.conditions - set().union(*(r.conditions for r in self.runs.values())))
         self.ended += 1
 
-    # ---- rows in -----------------------------------------------------------------------------------------------------
-
     def _lateness(self, run: TaskRun) -> Callable[[Cost], bool]:
         return lambda price: self._late(run, price)
 
@@ -261,8 +259,6 @@ class Driver:
         self._settle(run)
         self._open()
 
-    # ---- a step ------------------------------------------------------------------------------------------------------
-
     def _tick(self) -> None:
         """One solver step of the rows of one kind; then what is finished goes to the desk, in full batches as long as the network has
         full batches to step."""
@@ -323,8 +319,6 @@ class Driver:
             for job in looked:
                 job.cost = job.cost + cost.with_seconds(seconds)
         return state, shown
-
-    # ---- outcomes ----------------------------------------------------------------------------------------------------
 
     def _collect(self, wait: bool) -> None:
         """Report what the desk has finished; ``wait`` for it where the network has nothing to do."""

@@ -148,9 +148,12 @@ class Rig:
         count, guide = self.solver.evals(last=then >= 1.0), self.flow.guide
         if self._steady:
             return (max(1, guide.passes),) * count
+        return tuple(self.flow.passes_at(a) for a in self.asks(t, then))
+
+    def asks(self, t: float, then: float) -> tuple[float, ...]:
+        """The times at which a step asks the network."""
         on = getattr(self.solver, "asks_on", None)
-        asked = self.solver.asks(t, then) if on is None else on(self.flow.path, t, then)
-        return tuple(self.flow.passes_at(a) for a in asked)
+        return tuple(self.solver.asks(t, then) if on is None else on(self.flow.path, t, then))
 
     def start(self, key: Key) -> State:
         """A one-row state of fresh noise at the first time."""

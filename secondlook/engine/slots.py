@@ -98,7 +98,7 @@ class Slots:
         )
         self._state = moved if whole else put(self._state, at, moved)
         for job, t in zip(jobs, until, strict=True):
-            job.estimated = max(self.rig.solver.asks(job.t, t), default=job.t)
+            job.estimated = max(self.rig.asks(job.t, t), default=job.t)
             job.t, job.known = t, False
         return jobs, cost
 

@@ -1,4 +1,4 @@
-"""How a plan writes proposals: one function for each kind of move (secondlook/moves.py says what they mean)."""
+"""How a plan writes proposals: one function for each kind of move (secondlook/moves says what they mean)."""
 
 from __future__ import annotations
 

@@ -22,7 +22,6 @@ from secondlook.engine.store import Store, sha256
 from secondlook.errors import ConfigError, nearest
 from secondlook.models.threads import threads
 from secondlook.moves import Climb
-from secondlook.moves import Climb
 from secondlook.notes import note
 from secondlook.runs.begin import begin_again
 from secondlook.runs.carry import build_rig, carry, score_missing, show, tasks_of
