@@ -76,7 +76,7 @@ def null(rows: int) -> Labels:
         (Plain(), 1),
         (ClassifierFree(2.0, join), 1),
         (ClassifierFree(2.0, join, channels=1), 1),
-        (ClassifierFree(2.0, join, null, interval=(0.0, 1.0)), 2),
+        (ClassifierFree(2.0, join, null, interval=(0.0, 1.0)), 1),
     ],
 )
 def test_guided_noise_and_the_wanted_variance_come_from_one_call(guide: Guide, calls: int) -> None:

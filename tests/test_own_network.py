@@ -60,7 +60,9 @@ class TestConditional(BackendContract):
         return secondlook.own(Tinted(), "gvp", predicts="data", shape=(3, 8, 8), encode=tint)
 
 
-@pytest.mark.parametrize("plan", [p for p in PLANS if not {"context", "critic", "comparer"} & set(needs_of(p))])
+@pytest.mark.parametrize(
+    "plan", [p for p in PLANS if not {"context", "critic", "comparer", "gradient"} & set(needs_of(p))]
+)
 def test_every_plan_that_needs_no_other_judge_draws_with_it(plan: str, tmp_path: Path) -> None:
     model = blur()
     stochastic = "sde" if plan in ("beam", "tree") else "euler"

@@ -195,10 +195,9 @@ def test_a_broken_verifier_is_seen_at_once(sana: Path, tmp_path: Path, capsys: p
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(tmp_path))
-        assert main([*words, "--verifier", "broken:Raises", "--out", str(tmp_path / "run")]) == 1
-        err = capsys.readouterr().err
-        assert 'note: The verifier "raises" failed with 2 pictures (ValueError: no lamp)' in err
-        assert "No picture has a score" in err
+        assert main([*words, "--verifier", "broken:Raises", "--out", str(tmp_path / "run")]) == 2
+        assert 'The verifier "raises" failed (ValueError: no lamp)' in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()
         for name, pattern in (
             ("Nameless", "has no name"),
             ("Unmade", "cannot be made (RuntimeError: weights missing)"),

@@ -21,7 +21,7 @@ def as_path(value: Any, what: str) -> Path:
         raise ConfigError(f"{what} cannot hold the character NUL; got {shown!r}.")
     try:
         os.stat(name)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         pass
     except OSError as error:
         raise ConfigError(f'{what} cannot be read: "{shown}": {error.strerror}.') from None
