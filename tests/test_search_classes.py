@@ -35,6 +35,7 @@ from secondlook.types import Comparer, Condition, Outcome, Selector, Verifier
 from secondlook.verify import classify
 from secondlook.verify.by_features import similarity
 from secondlook.worlds.digits import Digits
+from secondlook.worlds.glyphs import check
 
 BASE = str(shipped("digits-base.safetensors"))
 
@@ -276,32 +277,31 @@ def measure() -> classes.Measure:
     return classes.Measure()
 
 
-def test_the_pool_is_what_the_plans_draw(measure: classes.Measure, tmp_path: Path) -> None:
-    """Its pictures and its self-supervised numbers are those of a run, bit for bit; scores are the verifiers' logarithms."""
-    pool = classes.Pool.draw(measure, BASE, 1.0, 6, [3, 7], 2, seed=5)
-    secondlook.draw(
-        ["3", "7"],
-        "self_supervised(n=2)",
-        tmp_path / "run",
-        world="digits",
-        guidance=1.0,
-        steps=6,
-        seed=5,
-        rows=128,
-        bf16=False,
-    )
+@pytest.mark.parametrize("world", classify.WORLDS)
+def test_the_pool_is_what_the_plans_draw(world: str, tmp_path: Path) -> None:
+    """Its pictures and its self-supervised numbers are those of a run, bit for bit; scores are the verifiers' logarithms, and the exact
+    checker's word is there where the world has one."""
+    measure = classes.Measure(world)
+    pool = classes.Pool.draw(measure, str(shipped(f"{world}-base.safetensors")), 1.0, 6, [3, 7], 2, seed=5)
+    words: dict[str, Any] = {"world": world, "guidance": 1.0, "steps": 6, "seed": 5, "rows": 128, "bf16": False}
+    secondlook.draw(["3", "7"], "self_supervised(n=2)", tmp_path / "run", **words)
     store = Store.open(tmp_path / "run")
     record = Record.read(store)
-    for task in (0, 1):
+    for task, label in enumerate((3, 7)):
         done = [o for o in record.of(task) if o.finished]
-        pictures = torch.from_numpy(np.stack([store.picture(o.id) for o in done]))[..., :1].contiguous()
+        stack = np.stack([store.picture(o.id) for o in done])
+        pictures = torch.from_numpy(stack)[..., : measure.world.shape[0]].contiguous()
         assert torch.equal(measure.network(pictures)[0], pool.features[task])
         assert [o.preference for o in done] == pool.said["self_supervised"][task].tolist()
+        learned = classify.verifier(world)(pictures, [Condition(label=label)] * 2)
+        assert pool.said["learned"][task].tolist() == learned.tolist()
+        if pool.right is not None:
+            assert pool.right[task].tolist() == check(pictures.numpy(), np.array([label] * 2)).tolist()
         winner = record.winner(task)
         assert winner is not None
-        assert pool.chosen("self_supervised", slice(0, 2), measure.reference)[task] == [o.id for o in done].index(
-            winner.id
-        )
+        place = [o.id for o in done].index(winner.id)
+        assert pool.chosen("self_supervised", slice(0, 2), measure.reference)[task] == place
+    assert (pool.right is None) is (find(None, Settings(world=world)).checker() is None)
 
 
 def test_best_of_one_is_no_search_and_larger_pools_raise_the_verifier_that_chose(measure: classes.Measure) -> None:
