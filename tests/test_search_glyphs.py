@@ -112,6 +112,7 @@ def test_best_of_n_in_glyphs_has_the_checker_s_share_of_what_each_verifier_chose
 
 def test_repeats_belong_to_digits(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["search_classes.py", "--world", "glyphs", "--seeds", "1", "2"])
+    monkeypatch.setattr(script, "again", lambda *_: pytest.fail("nothing may be drawn"))
     with pytest.raises(SystemExit):
         script.main()
     assert "--seeds repeats rows of Digits" in capsys.readouterr().err
