@@ -134,7 +134,7 @@ def test_the_script_writes_the_tables_of_glyphs_with_the_checker_s_column(tmp_pa
 @pytest.mark.slow
 def test_rows_that_carry_a_claim_are_repeated_with_other_seeds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(script, "train_small", lambda folder, steps: str(shipped("digits-base.safetensors")))
-    size = script.Size(1, ((2, 2), (8, 5)), 40, (4,), 1, (2,), 1)
+    size = script.Size(1, ((2, 2), (8, 4)), 40, (4,), 1, (2,), 1)
     rows = script.again(tmp_path, size, (1, 2))
     assert len(rows) == 6  # near and new by sets, two of the pool, two forms of zero-order search
     assert all(r["sets"] == 2 and r["sd"]["fid"] > 0 for r in rows)
